@@ -1,0 +1,740 @@
+package kgroup
+
+// What a user may set: the fields and their defaults, every mistake that can be
+// seen without asking a broker, and the cluster.Config that is built of them: by
+// ClusterConfig for a loop of one's own, by engineConfig for New. Which topic goes
+// to which handler is in topics.go.
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math"
+	"net"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/Shopify/sarama"
+	cluster "github.com/bsm/sarama-cluster"
+)
+
+// Config says where the cluster is, which group this process joins, and what
+// becomes of the messages. Brokers, Group and Topics are required; the zero value
+// of every other field is its default. Durations are Go's: a bare number counts
+// nanoseconds.
+//
+// New copies the Config: later changes to the slice or the map have no effect.
+type Config struct {
+	// Brokers are the addresses ("host:port", IPv6 in brackets) asked first for the
+	// rest of the cluster. One that answers is enough; name several, so that one of
+	// them being down does not keep the service from starting. Repeated addresses
+	// count once.
+	Brokers []string
+
+	// Group is the name of the consumer group. All members should use kgroup or
+	// sarama-cluster, and the same Topics.
+	Group string
+
+	// Topics says which topics are consumed, and by which handlers.
+	Topics Topics
+
+	// ClientID names this program in the brokers' logs, quotas and metrics: letters,
+	// digits, '.', '_' and '-'. Empty: "kgroup".
+	ClientID string
+
+	// Dial opens the connections to the brokers, for proxies, tunnels and tests. It
+	// must give up when its context ends, which is after ConnectTimeout at the
+	// latest. Nil: a net.Dialer.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	// Mode says how messages come out of the engine. Zero: Multiplex.
+	Mode Mode
+
+	// Start says where a group begins that has no offsets yet. Zero: Oldest.
+	Start Start
+
+	// Isolation says whether messages of transactions that were aborted, or are not
+	// yet committed, are delivered. Zero: ReadCommitted, which delivers neither.
+	Isolation Isolation
+
+	// CommitInterval is the time between two commits of what has been marked, at
+	// least 1 ms. Zero: 1 s. CommitEveryMessage: a partition's next message waits
+	// until the broker has acknowledged the commit of the one before. Negative: only
+	// Commit, rebalances and the shutdown commit.
+	CommitInterval time.Duration
+
+	// SessionTimeout is how long the group waits for a silent member before it gives
+	// its partitions to others, in whole milliseconds. Zero: 20 s. Negative is a
+	// mistake.
+	//
+	// At least 1.8 s, because a sixth of it is the heartbeat interval (1 s at most)
+	// and a rebalance must leave time to drain; see RebalanceTimeout. Brokers take
+	// 6 s to 30 min unless told otherwise (group.min.session.timeout.ms,
+	// group.max.session.timeout.ms).
+	SessionTimeout time.Duration
+
+	// RebalanceTimeout is how long one member may drain (finish the handlers at work)
+	// while the whole group waits for it, in whole milliseconds. Zero: 60 s. Negative
+	// is a mistake.
+	//
+	// Of it, one heartbeat interval, one fetch wait (250 ms) and 1 s are kept back
+	// for stopping the fetches and joining again; at least 250 ms must be left. The
+	// engine's JoinGroup is of version 0, which knows no rebalance timeout: brokers
+	// take the session timeout for it. So SessionTimeout bounds the drain as well,
+	// and the lower of the two counts.
+	RebalanceTimeout time.Duration
+
+	// ShutdownTimeout is how long Run may take to return after its context was
+	// cancelled, at least 1 s. Zero: 25 s, which fits into the 30 s that Kubernetes
+	// gives. Negative is a mistake.
+	//
+	// Handlers at work get it less a fifth (at least 500 ms, at most 5 s), which is
+	// for the last commit and for leaving the group.
+	ShutdownTimeout time.Duration
+
+	// ConnectTimeout is how long one attempt to connect to a broker may take, at
+	// least 1 ms. Zero: 10 s, at most half of SessionTimeout. Negative is a mistake,
+	// and so is SessionTimeout or more: no heartbeat can be sent while the connection
+	// to the group's coordinator is being made, so that a single dead address would
+	// cost the membership.
+	ConnectTimeout time.Duration
+
+	// Logger gets what happens, never the content of a message. Nil: slog.Default().
+	Logger *slog.Logger
+
+	// Hooks are called when something happens. All are optional.
+	Hooks Hooks
+
+	// Tune changes the cluster.Config that New or ClusterConfig has built, for
+	// settings that have no field here. What the promises need is checked again
+	// after it: New and ClusterConfig return a ConfigError with Field "Tune" for each
+	// setting that would break one. A panic in it is not recovered. Nil: nothing is
+	// changed.
+	Tune func(*cluster.Config)
+}
+
+// Topics are what is consumed, by name. A name that begins with '^' is a regular
+// expression (package regexp; end it with '$' to match whole names): it consumes
+// every topic that it matches, also those created later. A name beats a pattern.
+// Internal topics (beginning with "__") match no pattern and must be named. Two
+// patterns that match the same topic are a mistake.
+type Topics map[string]Topic
+
+// A Topic says how the messages of one topic, or of all that match one pattern,
+// are handled.
+type Topic struct {
+	// Handler handles the messages. Required.
+	Handler Handler
+
+	// Queue is how many messages of one partition may be taken from the engine and
+	// not yet handed to the handler. Zero: 256. Negative is a mistake.
+	Queue int
+
+	// Retry says when a message whose handling failed is handled again.
+	Retry Retry
+}
+
+// Retry is an exponential backoff with full jitter: before attempt n+1 a random
+// time of up to MinBackoff × 2ⁿ⁻¹ passes, and never more than MaxBackoff.
+type Retry struct {
+	// MinBackoff is the longest wait before the second attempt, at least 1 ms. Zero:
+	// 100 ms, or MaxBackoff if that is set and less. Negative is a mistake.
+	MinBackoff time.Duration
+
+	// MaxBackoff is the longest wait before any attempt. Zero: 30 s, or MinBackoff if
+	// that is more. Negative, or less than MinBackoff, is a mistake.
+	MaxBackoff time.Duration
+}
+
+// CommitEveryMessage, as Config.CommitInterval, commits after every message: a
+// partition's next message waits for the broker's answer. It is not a length of
+// time.
+const CommitEveryMessage time.Duration = 1
+
+// A Mode is a way to get messages out of the engine.
+type Mode int
+
+const (
+	// Multiplex reads all partitions through one channel. A partition whose queue is
+	// full makes all others of this member wait once their own messages are used up.
+	Multiplex Mode = iota
+	// Partitions reads each partition through a channel of its own, and pauses
+	// fetching for one whose queue is full.
+	Partitions
+)
+
+// String returns the name of the constant.
+func (m Mode) String() string { return constant("Mode", int(m), "Multiplex", "Partitions") }
+
+// A Start is a place in a partition.
+type Start int
+
+const (
+	// Oldest begins with the oldest message that the partition still has.
+	Oldest Start = iota
+	// Newest begins with the first message that arrives after the group was created;
+	// partitions that are added later begin with their oldest.
+	Newest
+)
+
+// String returns the name of the constant.
+func (s Start) String() string { return constant("Start", int(s), "Oldest", "Newest") }
+
+// An Isolation is Kafka's isolation.level.
+type Isolation int
+
+const (
+	// ReadCommitted delivers no message of a transaction before it is committed.
+	ReadCommitted Isolation = iota
+	// ReadUncommitted delivers every message, also those of aborted transactions.
+	ReadUncommitted
+)
+
+// String returns the name of the constant.
+func (i Isolation) String() string {
+	return constant("Isolation", int(i), "ReadCommitted", "ReadUncommitted")
+}
+
+func constant(kind string, i int, names ...string) string {
+	if i < 0 || i >= len(names) {
+		return kind + "(" + strconv.Itoa(i) + ")"
+	}
+	return names[i]
+}
+
+const (
+	defaultSession   = 20 * time.Second
+	defaultRebalance = 60 * time.Second
+	defaultShutdown  = 25 * time.Second
+	defaultConnect   = 10 * time.Second
+	defaultCommit    = time.Second
+	defaultQueue     = 256
+	defaultMin       = 100 * time.Millisecond
+	defaultMax       = 30 * time.Second
+
+	maxHeartbeat = time.Second
+	// fetchWait is how long a fetch without messages waits at the broker. Stopping
+	// one takes as long, so that it counts in every rebalance.
+	fetchWait = 250 * time.Millisecond
+	// drainMargin is for what follows the drain: the last commit, stopping the
+	// fetches, and sending JoinGroup.
+	drainMargin = time.Second
+	// minDrain is the least time for handlers that is worth calling a drain.
+	minDrain = 250 * time.Millisecond
+	// minSession is where heartbeat (a sixth), fetchWait and drainMargin leave minDrain.
+	minSession = (fetchWait + drainMargin + minDrain) * 6 / 5
+
+	minShutdown        = time.Second
+	minShutdownReserve = 500 * time.Millisecond
+	maxShutdownReserve = 5 * time.Second
+
+	// never is a commit interval that nobody lives to see. The engine's ticker needs
+	// one greater than zero (D1).
+	never = 100 * 365 * 24 * time.Hour
+)
+
+// withDefaults returns a copy of c that shares no slice or map with it, and in
+// which every optional field has the value that is used. It leaves mistakes alone.
+func (c Config) withDefaults() Config {
+	c.Brokers = unique(c.Brokers)
+	c.Topics = maps.Clone(c.Topics)
+	for name, t := range c.Topics {
+		c.Topics[name] = t.withDefaults()
+	}
+	c.ClientID = cmp.Or(c.ClientID, "kgroup")
+	c.CommitInterval = cmp.Or(c.CommitInterval, defaultCommit)
+	c.SessionTimeout = cmp.Or(c.SessionTimeout, defaultSession)
+	c.RebalanceTimeout = cmp.Or(c.RebalanceTimeout, defaultRebalance)
+	c.ShutdownTimeout = cmp.Or(c.ShutdownTimeout, defaultShutdown)
+	// A wrong SessionTimeout is one mistake, not two: hence max, here and below.
+	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, min(defaultConnect, max(c.SessionTimeout/2, time.Millisecond)))
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return c
+}
+
+func (t Topic) withDefaults() Topic {
+	t.Queue = cmp.Or(t.Queue, defaultQueue)
+	r := &t.Retry
+	if r.MinBackoff == 0 {
+		r.MinBackoff = defaultMin
+		if r.MaxBackoff != 0 {
+			r.MinBackoff = min(defaultMin, max(r.MaxBackoff, time.Millisecond))
+		}
+	}
+	r.MaxBackoff = cmp.Or(r.MaxBackoff, max(defaultMax, r.MinBackoff))
+	return t
+}
+
+// unique copies list without its repetitions, in order.
+func unique(list []string) []string {
+	var once []string
+	for _, s := range list {
+		if !slices.Contains(once, s) {
+			once = append(once, s)
+		}
+	}
+	return once
+}
+
+// heartbeatInterval is a sixth of the session, so that several heartbeats may be
+// lost before the session is; 1 s at most, because it is also how long a member
+// may take to learn of a rebalance.
+func (c Config) heartbeatInterval() time.Duration {
+	return min(maxHeartbeat, c.SessionTimeout/6).Truncate(time.Millisecond)
+}
+
+// drainBudget is the time from the first sign of a rebalance until the last
+// handler must have returned. It is that of the settings before Tune; tunedDrain
+// is that of the settings after it.
+func (c Config) drainBudget() time.Duration {
+	return c.drain(c.heartbeatInterval(), fetchWait)
+}
+
+func (c Config) tunedDrain(built *cluster.Config) time.Duration {
+	return c.drain(built.Group.Heartbeat.Interval, built.Consumer.MaxWaitTime)
+}
+
+// drain is bounded by the session as well, because JoinGroup v0 makes brokers
+// take the session timeout for the rebalance timeout (D15).
+func (c Config) drain(heartbeat, wait time.Duration) time.Duration {
+	return min(c.RebalanceTimeout, c.SessionTimeout) - heartbeat - wait - drainMargin
+}
+
+// shutdownGrace is the part of ShutdownTimeout that handlers at work may use.
+func (c Config) shutdownGrace() time.Duration {
+	return c.ShutdownTimeout - min(max(c.ShutdownTimeout/5, minShutdownReserve), maxShutdownReserve)
+}
+
+// Validate returns every mistake in c that can be found without asking a broker,
+// joined, each a *ConfigError; nil if there is none. It does not call Tune: what
+// that does is checked by New and ClusterConfig.
+func (c Config) Validate() error {
+	brokers := c.Brokers // before repetitions are dropped: their index is in the message
+	c = c.withDefaults()
+	var m mistakes
+	m.brokers(brokers)
+	if c.Group == "" {
+		m.add("Group", "is empty; name the consumer group to join")
+	}
+	m.topicNames(c.Topics)
+	m.topicUse(c.Topics)
+	m.settings(c)
+	return errors.Join(m...)
+}
+
+// mistakes collects ConfigErrors in the order of Config's fields.
+type mistakes []error
+
+func (m *mistakes) add(field, format string, args ...any) {
+	*m = append(*m, &ConfigError{Field: field, Err: fmt.Errorf(format, args...)})
+}
+
+func (m *mistakes) brokers(addrs []string) {
+	if len(addrs) == 0 {
+		m.add("Brokers", `is empty; give at least one address, like "kafka-1:9092"`)
+	}
+	for i, addr := range addrs {
+		if err := checkAddress(addr); err != nil {
+			m.add(fmt.Sprintf("Brokers[%d]", i), "%w", err)
+		}
+	}
+}
+
+// checkAddress wants host:port. It quotes an address only where it cannot contain
+// a password.
+func checkAddress(addr string) error {
+	scheme, rest, hasScheme := strings.Cut(addr, "://")
+	switch {
+	case addr == "":
+		return errors.New(`is empty; write "host:port"`)
+	case strings.Contains(addr, ","):
+		return errors.New(`is several addresses in one string; split it at the commas`)
+	case strings.ContainsAny(addr, " \t\r\n"):
+		return errors.New(`has white space in it; write "host:port" and nothing else`)
+	case hasScheme:
+		return fmt.Errorf(`begins with %q; a broker is not a URL, write %q`, scheme+"://", rest[strings.LastIndex(rest, "@")+1:])
+	case strings.Contains(addr, "@"):
+		return errors.New(`has credentials in it; write "host:port" and nothing else`)
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		switch {
+		case net.ParseIP(addr) != nil:
+			return fmt.Errorf(`%q has no port; write %q`, addr, net.JoinHostPort(addr, "9092"))
+		case strings.Count(addr, ":") > 1 && !strings.HasPrefix(addr, "["):
+			return fmt.Errorf(`%q has too many colons; put an IPv6 address in brackets: "[::1]:9092"`, addr)
+		}
+		return fmt.Errorf(`%q is not "host:port", like "kafka-1:9092": %w`, addr, err)
+	}
+	if host == "" {
+		return fmt.Errorf(`%q has no host; write "host:port"`, addr)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf(`%q has the port %q; it must be a number from 1 to 65535`, addr, port)
+	}
+	return nil
+}
+
+// topicNames checks what Topics are called.
+func (m *mistakes) topicNames(topics Topics) {
+	if len(topics) == 0 {
+		m.add("Topics", "is empty; name at least one topic and its handler")
+	}
+	for _, name := range slices.Sorted(maps.Keys(topics)) {
+		if err := checkTopicName(name); err != nil {
+			m.add(topicField(name), "%w", err)
+		}
+	}
+	for _, o := range overlaps(topics) {
+		m.add(topicField(o.a), "matches the topic %q, and so does %s; change one of the patterns so that a topic has one handler, or name that topic itself",
+			o.witness, topicField(o.b))
+	}
+}
+
+func topicField(name string) string { return fmt.Sprintf("Topics[%q]", name) }
+
+// topicUse checks how Topics are handled.
+func (m *mistakes) topicUse(topics Topics) {
+	for _, name := range slices.Sorted(maps.Keys(topics)) {
+		t, field := topics[name], topicField(name)
+		switch {
+		case t.Handler == nil:
+			m.add(field+".Handler", "is nil; every topic needs a handler")
+		case isNil(t.Handler):
+			m.add(field+".Handler", "is a nil %T, which would be called all the same; give it a value", t.Handler)
+		}
+		if t.Queue < 0 {
+			m.add(field+".Queue", "is %d; use zero for the default of %d", t.Queue, defaultQueue)
+		}
+		minOK := m.duration(field+".Retry.MinBackoff", t.Retry.MinBackoff)
+		maxOK := m.duration(field+".Retry.MaxBackoff", t.Retry.MaxBackoff)
+		if minOK && maxOK && t.Retry.MinBackoff > t.Retry.MaxBackoff {
+			m.add(field+".Retry.MinBackoff", "%v is more than MaxBackoff, %v; lower one or raise the other", t.Retry.MinBackoff, t.Retry.MaxBackoff)
+		}
+	}
+}
+
+// isNil reports whether h, which is not nil itself, holds a nil.
+func isNil(h Handler) bool {
+	switch v := reflect.ValueOf(h); v.Kind() {
+	case reflect.Pointer, reflect.Func, reflect.Map, reflect.Slice, reflect.Chan:
+		return v.IsNil()
+	default:
+		return false
+	}
+}
+
+// clientID is what sarama accepts; its own check speaks only of "ClientID is invalid".
+var clientID = regexp.MustCompile(`\A[A-Za-z0-9._-]+\z`)
+
+// settings checks the rest: everything that goes into a cluster.Config.
+func (m *mistakes) settings(c Config) {
+	if !clientID.MatchString(c.ClientID) {
+		m.add("ClientID", "%q has characters that Kafka clients may not use; letters, digits, '.', '_' and '-' are fine", c.ClientID)
+	}
+	if c.Mode != Multiplex && c.Mode != Partitions {
+		m.add("Mode", "%v is unknown; use Multiplex or Partitions", c.Mode)
+	}
+	if c.Start != Oldest && c.Start != Newest {
+		m.add("Start", "%v is unknown; use Oldest or Newest", c.Start)
+	}
+	if c.Isolation != ReadCommitted && c.Isolation != ReadUncommitted {
+		m.add("Isolation", "%v is unknown; use ReadCommitted or ReadUncommitted", c.Isolation)
+	}
+	if c.CommitInterval > 0 && c.CommitInterval != CommitEveryMessage {
+		m.duration("CommitInterval", c.CommitInterval)
+	}
+	m.times(c)
+}
+
+// times checks the four timeouts, each alone and then against the others.
+func (m *mistakes) times(c Config) {
+	sessionOK := m.wireDuration("SessionTimeout", c.SessionTimeout)
+	if sessionOK && c.SessionTimeout < minSession {
+		sessionOK = false
+		m.add("SessionTimeout", "%v leaves no time to drain in a rebalance; use at least %v (brokers themselves want 6s unless told otherwise)", c.SessionTimeout, minSession)
+	}
+	rebalanceOK := m.wireDuration("RebalanceTimeout", c.RebalanceTimeout)
+	if least := c.heartbeatInterval() + fetchWait + drainMargin + minDrain; rebalanceOK && sessionOK && c.RebalanceTimeout < least {
+		m.add("RebalanceTimeout", "%v leaves no time to drain in a rebalance; with this SessionTimeout use at least %v", c.RebalanceTimeout, least)
+	}
+	if m.duration("ShutdownTimeout", c.ShutdownTimeout) && c.ShutdownTimeout < minShutdown {
+		m.add("ShutdownTimeout", "%v leaves no time for the last commit and for leaving the group; use at least %v", c.ShutdownTimeout, minShutdown)
+	}
+	if m.duration("ConnectTimeout", c.ConnectTimeout) && sessionOK && c.ConnectTimeout >= c.SessionTimeout {
+		m.add("ConnectTimeout", "%v is not less than SessionTimeout, %v: one dead address would cost the membership; use half of that or less", c.ConnectTimeout, c.SessionTimeout)
+	}
+}
+
+// duration checks a time that must be positive, and reports whether it is.
+func (m *mistakes) duration(field string, d time.Duration) bool {
+	switch {
+	case d < 0:
+		m.add(field, "%v is negative; use zero for the default", d)
+	case d < time.Millisecond:
+		m.add(field, "%v is less than a millisecond; a bare number counts nanoseconds, so multiply it by time.Second or time.Millisecond", d)
+	default:
+		return true
+	}
+	return false
+}
+
+// wireDuration checks a time that Kafka's protocol carries as an int32 of milliseconds.
+func (m *mistakes) wireDuration(field string, d time.Duration) bool {
+	switch {
+	case !m.duration(field, d):
+	case d%time.Millisecond != 0:
+		m.add(field, "%v has a fraction of a millisecond, which Kafka's protocol cannot carry; round it", d)
+	case d.Milliseconds() > math.MaxInt32:
+		m.add(field, "%v is more than Kafka's protocol can carry; use at most %v", d, math.MaxInt32*time.Millisecond)
+	default:
+		return true
+	}
+	return false
+}
+
+// ClusterConfig returns settings for a sarama-cluster loop of one's own that avoid
+// the engine's known ways to lose messages, to stop or to panic. It does no I/O.
+// It does not look at Brokers, Group, handlers, queues and retries: they are that
+// loop's business. Names in Topics are to be passed to cluster.NewConsumer;
+// patterns become the whitelist.
+//
+// The loop must read Errors() (in Partitions mode also those of each partition)
+// and Partitions() until they are closed, also while it closes the consumer. It
+// may turn on Group.Return.Notifications if it always reads them.
+//
+// New starts from the same values and differs because it takes over commits and
+// the drain. In a loop of one's own
+//   - the engine commits every CommitInterval; if that is CommitEveryMessage or
+//     negative, it does so only when partitions are given up, and the loop has to call
+//     CommitOffsets itself;
+//   - a rebalance waits a fixed dwell time of 1 s (a sixth of the session at most)
+//     for handlers, without heartbeats, and Close does not wait at all;
+//   - few messages are buffered, because those left over when a partition is taken
+//     away are handled a second time;
+//   - a TLS handshake with a silent server never ends, unless Dial does it;
+//   - Start also decides where a partition goes on whose committed offset is gone.
+func (c Config) ClusterConfig() (*cluster.Config, error) {
+	c = c.withDefaults()
+	var m mistakes
+	m.topicNames(c.Topics)
+	m.settings(c)
+	if len(m) > 0 {
+		return nil, errors.Join(m...)
+	}
+
+	built := c.baseConfig()
+	built.Consumer.Offsets.CommitInterval = c.CommitInterval
+	if c.CommitInterval < 0 || c.CommitInterval == CommitEveryMessage {
+		built.Consumer.Offsets.CommitInterval = never
+	}
+	if c.Start == Newest {
+		built.Consumer.Offsets.Initial = sarama.OffsetNewest
+	}
+	// MaxWaitTime and dwell pass without a heartbeat and must stay well below the session.
+	built.Group.Offsets.Synchronization.DwellTime = c.heartbeatInterval()
+	built.Group.Offsets.Retry.Max = 3
+	built.Metadata.Retry.Max, built.Metadata.Retry.Backoff = 5, 500*time.Millisecond
+	built.Metadata.RefreshFrequency = time.Minute
+	// JoinGroup is answered when the slowest member has come back (D15).
+	built.Net.ReadTimeout = c.SessionTimeout + fetchWait + 10*time.Second
+	built.Net.SASL.Version = sarama.SASLHandshakeV1 // v0 says EOF instead of why
+	built.ChannelBufferSize = 16                    // D14
+	built.Consumer.Retry.Backoff = 2 * time.Second
+	if c.Dial != nil {
+		built.Net.Proxy.Enable = true
+		built.Net.Proxy.Dialer = dialer{c.Dial, c.ConnectTimeout}
+	}
+	return c.tune(built, c.loopRules)
+}
+
+// engineConfig is the cluster.Config that New uses, of a c that is valid. It
+// leaves Net.Proxy to whoever makes the connections.
+func (c Config) engineConfig() (*cluster.Config, error) {
+	c = c.withDefaults()
+	built := c.baseConfig()
+	// Commits are ours: an error of the engine's own would send the whole group into
+	// a rebalance (D28). Its ticker still needs an interval (D1).
+	built.Consumer.Offsets.CommitInterval = never
+	built.Group.Offsets.Retry.Max = 0
+	// The drain has waited for the handlers; the engine need not.
+	built.Group.Offsets.Synchronization.DwellTime = time.Millisecond
+	built.Group.Return.Notifications = true
+	// Retries of a refresh run inside rebalances; outages are retried by us.
+	built.Metadata.Retry.Max, built.Metadata.Retry.Backoff = 1, 100*time.Millisecond
+	// The counts of partitions are refreshed this often, and the topic watcher looks
+	// at them every half of it: together 30 s.
+	built.Metadata.RefreshFrequency = 20 * time.Second
+	built.Net.ReadTimeout = 10 * time.Second
+	built.Net.WriteTimeout = 10 * time.Second
+	built.ChannelBufferSize = 256 // sealing a generation makes D14 harmless, and 16 costs throughput
+	built.Consumer.Retry.Backoff = 250 * time.Millisecond
+	return c.tune(built, c.engineRules)
+}
+
+// baseConfig is what a loop of one's own and New have in common. Its metric
+// registry is its own (sarama.NewConfig makes one), because sarama 1.33 never
+// unregisters what it puts there.
+func (c Config) baseConfig() *cluster.Config {
+	built := cluster.NewConfig()
+	built.ClientID = c.ClientID
+	built.Version = sarama.V2_1_0_0
+	if c.Mode == Partitions {
+		built.Group.Mode = cluster.ConsumerModePartitions
+	}
+	built.Group.Session.Timeout = c.SessionTimeout
+	built.Group.Heartbeat.Interval = c.heartbeatInterval()
+	built.Net.DialTimeout = c.ConnectTimeout
+	built.Metadata.AllowAutoTopicCreation = false // D8
+	built.Metadata.Timeout = min(10*time.Second, c.SessionTimeout/3)
+	built.Metadata.Full = false
+	if matcher := newMatcher(c.Topics); len(matcher.patterns) > 0 {
+		built.Metadata.Full = true
+		built.Group.Topics.Whitelist = matcher.whitelist()
+		built.Group.Topics.Blacklist = internalTopics
+	}
+	built.Consumer.MaxWaitTime = fetchWait
+	built.Consumer.MaxProcessingTime = 500 * time.Millisecond
+	built.Consumer.Return.Errors = true                  // D7
+	built.Consumer.Offsets.Initial = sarama.OffsetOldest // D12
+	built.Consumer.IsolationLevel = sarama.ReadCommitted
+	if c.Isolation == ReadUncommitted {
+		built.Consumer.IsolationLevel = sarama.ReadUncommitted
+	}
+	return built
+}
+
+// dialer makes sarama connect with Config.Dial. With a dialer of its own sarama
+// does not apply Net.DialTimeout, so it is done here.
+type dialer struct {
+	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
+	timeout time.Duration
+}
+
+func (d dialer) Dial(network, addr string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), d.timeout)
+	defer cancel()
+	return d.dial(ctx, network, addr)
+}
+
+// String is what sarama logs at each connection. Without it that would be
+// everything the value consists of.
+func (dialer) String() string { return "Config.Dial" }
+
+// A rule is what one setting must not be after Tune.
+type rule struct {
+	setting string
+	broken  bool
+	why     string // with the defect's number, the symptom, and what to do instead
+}
+
+// tune lets the user change what was built and then looks at the rules.
+func (c Config) tune(built *cluster.Config, rules func(got, want *cluster.Config) []rule) (*cluster.Config, error) {
+	if c.Tune == nil {
+		return built, nil
+	}
+	want := *built
+	c.Tune(built)
+	var m mistakes
+	for _, r := range rules(built, &want) {
+		if r.broken {
+			m.add("Tune", "%s: %s", r.setting, r.why)
+		}
+	}
+	if err := built.Validate(); err != nil {
+		m.add("Tune", "%w", err)
+	}
+	if len(m) > 0 {
+		return nil, errors.Join(m...)
+	}
+	return built, nil
+}
+
+// commonRules are those of a loop of one's own and of New.
+func (c Config) commonRules(got, want *cluster.Config) []rule {
+	return []rule{
+		{"ChannelBufferSize", got.ChannelBufferSize < 1,
+			"must be at least 1: without a buffer an error that nobody is reading just now stops the heartbeats (D7)"},
+		{"MetricRegistry", got.MetricRegistry == nil,
+			"must not be nil: the first fetch would panic"},
+		{"Version", !got.Version.IsAtLeast(sarama.V0_11_0_0),
+			"must be at least 0.11: older fetches carry no headers, and Kafka 4 refuses them"},
+		{"Version", got.Version.IsAtLeast(sarama.V2_2_0_0),
+			"must be below 2.2: from there on SCRAM always fails (D19), re-authentication breaks connections (D20), and a stale replica may be read for ever; newer brokers serve 2.1"},
+		{"Net.MaxOpenRequests", got.Net.MaxOpenRequests < 5,
+			"must be at least 5: with fewer, heartbeats and commits wait for fetches"},
+		{"Metadata.RefreshFrequency", got.Metadata.RefreshFrequency < 100*time.Millisecond,
+			"must be at least 100ms: zero panics in the topic watcher (D2)"},
+		{"Metadata.AllowAutoTopicCreation", got.Metadata.AllowAutoTopicCreation,
+			"must be false: a misspelt topic would be created instead of reported (D8)"},
+		{"Group.Mode", got.Group.Mode != want.Group.Mode,
+			"set Config.Mode instead: the engine delivers messages in the other mode on a channel that would not be read"},
+		{"Group.Session.Timeout", got.Group.Session.Timeout != want.Group.Session.Timeout,
+			"set Config.SessionTimeout instead: the heartbeat interval and the other timeouts follow from it"},
+		{"Group.Heartbeat.Interval", got.Group.Heartbeat.Interval > c.SessionTimeout/3,
+			fmt.Sprintf("must be at most a third of the session, %v: else two lost heartbeats cost the membership", c.SessionTimeout/3)},
+		{"Consumer.MaxProcessingTime", got.Consumer.MaxProcessingTime < 10*time.Millisecond || got.Consumer.MaxProcessingTime > c.SessionTimeout/3,
+			fmt.Sprintf("must be from 10ms to a third of the session, %v: with less, partitions fall out of the fetches all the time; with more, one that stands still holds up the others of its broker", c.SessionTimeout/3)},
+		{"Consumer.Return.Errors", !got.Consumer.Return.Errors,
+			"must be true: else every failure is silent (D7)"},
+		{"Consumer.Offsets.Initial", got.Consumer.Offsets.Initial != want.Consumer.Offsets.Initial,
+			"set Config.Start instead: Newest here skips what was not read whenever a committed offset is gone (D12)"},
+		{"Consumer.Offsets.Retention", got.Consumer.Offsets.Retention != 0,
+			"must be zero: offsets that expire before their messages make the group start anew (D12); set offsets.retention.minutes on the brokers instead"},
+		{"Consumer.IsolationLevel", got.Consumer.IsolationLevel != want.Consumer.IsolationLevel,
+			"set Config.Isolation instead"},
+		{"Consumer.Fetch.Max", got.Consumer.Fetch.Max > 0,
+			"must be zero: a batch larger than it would be skipped, its messages lost; set Consumer.Fetch.Default to limit memory"},
+	}
+}
+
+// loopRules are those of a loop of one's own.
+func (c Config) loopRules(got, want *cluster.Config) []rule {
+	dwell := got.Group.Offsets.Synchronization.DwellTime
+	return append(c.commonRules(got, want),
+		rule{"Consumer.Offsets.CommitInterval", got.Consumer.Offsets.CommitInterval <= 0,
+			"must be more than zero: else the engine panics after its first join (D1)"},
+		rule{"Group.Offsets.Synchronization.DwellTime", dwell+got.Consumer.MaxWaitTime >= c.SessionTimeout/3,
+			fmt.Sprintf("with Consumer.MaxWaitTime must stay below a third of the session, %v: no heartbeat is sent meanwhile, and the session would be lost", c.SessionTimeout/3)},
+		rule{"Net.ReadTimeout", got.Net.ReadTimeout < c.SessionTimeout+got.Consumer.MaxWaitTime+5*time.Second,
+			"must be at least the session, Consumer.MaxWaitTime and 5s together: else JoinGroup times out while others drain, and the group never settles (D15)"},
+	)
+}
+
+// engineRules are those of New.
+func (c Config) engineRules(got, want *cluster.Config) []rule {
+	const encrypts = "must be off: kgroup could not read the group protocol on a connection that sarama secures above it; make secured connections in Config.Dial"
+	return append(c.commonRules(got, want),
+		rule{"Net.TLS.Enable", got.Net.TLS.Enable, encrypts},
+		rule{"Net.SASL.Enable", got.Net.SASL.Enable, "must be off: kgroup makes the connections and could not keep them authenticated (D20); authenticate in Config.Dial"},
+		rule{"Net.Proxy", got.Net.Proxy.Enable || got.Net.Proxy.Dialer != nil,
+			"set Config.Dial instead: kgroup makes the connections, within ConnectTimeout (D21)"},
+		rule{"Net.DialTimeout", got.Net.DialTimeout != want.Net.DialTimeout,
+			"set Config.ConnectTimeout instead: kgroup makes the connections, and this would have no effect"},
+		rule{"Net.ReadTimeout", got.Net.ReadTimeout < got.Consumer.MaxWaitTime+time.Second,
+			"must be at least Consumer.MaxWaitTime and 1s together: else fetches without messages break their connection"},
+		rule{"Metadata.Timeout", got.Metadata.Timeout <= 0 || got.Metadata.Timeout >= c.SessionTimeout,
+			"must be more than zero and less than the session: a refresh against dead brokers would outlast the membership"},
+		rule{"Group.Return.Notifications", !got.Group.Return.Notifications,
+			"must be true: a generation is opened when the engine says that it has joined (D5)"},
+		rule{"Group.Topics", got.Group.Topics != want.Group.Topics,
+			"set Config.Topics instead: messages of other topics would have no handler"},
+		rule{"Group.Heartbeat.Interval and Consumer.MaxWaitTime", c.tunedDrain(got) < minDrain,
+			"leave no time to drain in a rebalance; lower them, or raise Config.SessionTimeout and Config.RebalanceTimeout"},
+		rule{"Group.Offsets.Synchronization.DwellTime", got.Group.Offsets.Synchronization.DwellTime > 100*time.Millisecond,
+			"must be at most 100ms: handlers are waited for by the drain, and this only makes the group stand still"},
+		rule{"Consumer.Offsets.CommitInterval", got.Consumer.Offsets.CommitInterval != want.Consumer.Offsets.CommitInterval,
+			"set Config.CommitInterval instead: a commit of the engine's own that fails makes the whole group rebalance (D28), and zero panics (D1)"},
+		rule{"Consumer.Retry.Backoff", got.Consumer.Retry.Backoff < 10*time.Millisecond,
+			"must be at least 10ms: a paused partition asks again this often (D24)"},
+	)
+}

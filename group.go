@@ -1,0 +1,715 @@
+package kgroup
+
+// The engine: drives sarama-cluster as a member of the group, polls, and keeps the
+// order of a rebalance. levers.go wraps the client that the engine uses,
+// membership.go speaks the group protocol beside it. Above is the session
+// (assignment.go), which knows nothing of either.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/Shopify/sarama"
+	cluster "github.com/bsm/sarama-cluster"
+
+	"github.com/kgroup-go/kgroup/internal/engine"
+	"github.com/kgroup-go/kgroup/internal/wire"
+)
+
+// A group is the [engine.Engine] made of sarama-cluster.
+type group struct {
+	name    string
+	config  Config
+	topics  *matcher
+	log     *slog.Logger
+	cluster *cluster.Config
+	session engine.Session
+
+	network     *wire.Network
+	dataConfig  *sarama.Config
+	groupConfig *sarama.Config
+	inner       sarama.Client // as sarama made it
+	levers      *levers
+	member      *membership
+	consumer    *cluster.Consumer
+
+	brokerMu sync.Mutex
+	broker   *sarama.Broker // the group connection
+
+	starting atomic.Bool
+	created  chan struct{}      // closed when the engine and what reads it have been started
+	seals    chan chan struct{} // the rendezvous of a rebalance with loop
+	loopDone chan struct{}
+	routines sync.WaitGroup // everything started here but loop
+	stop     context.CancelFunc
+	leaving  atomic.Bool
+	left     string // the member id for which leaveEarly has been sent; only watch uses it
+	failed   chan error
+	joined   atomic.Bool // there was an assignment
+	held     atomic.Pointer[engine.Partition]
+	paused   sync.Map // engine.Partition → time.Time: until then a paused partition's complaints are expected
+
+	mu        sync.Mutex
+	gen       *term
+	terms     int64
+	announced bool            // RebalanceStarted was told for the rebalance under way
+	slot      context.Context // ends when the generation it opens, or would open, is over
+	endSlot   context.CancelFunc
+}
+
+// A term is a generation as the engine sees it.
+type term struct {
+	number  int64
+	member  wire.Member
+	current map[string][]int32
+	lost    bool
+}
+
+func newGroup(cfg Config, topics *matcher, built *cluster.Config, log *slog.Logger) *group {
+	g := &group{
+		name:     cfg.Group,
+		config:   cfg,
+		topics:   topics,
+		log:      log,
+		cluster:  built,
+		network:  wire.NewNetwork(cfg.Dial, cfg.ConnectTimeout),
+		created:  make(chan struct{}),
+		seals:    make(chan chan struct{}),
+		loopDone: make(chan struct{}),
+		failed:   make(chan error, 1),
+	}
+	g.slot, g.endSlot = context.WithCancel(context.Background())
+	g.member = newMembership(built.Group.Session.Timeout, g.refused)
+	data, group := built.Config, built.Config
+	data.Net.Proxy.Enable, data.Net.Proxy.Dialer = true, g.network.Data()
+	group.Net.Proxy.Enable, group.Net.Proxy.Dialer = true, g.network.Group(g.member, wire.Limits{
+		Join:  built.Group.Session.Timeout + 10*time.Second, // JoinGroup v0 waits for the others as long as a session
+		Other: min(10*time.Second, built.Group.Session.Timeout/3),
+	})
+	g.dataConfig, g.groupConfig = &data, &group
+	g.cluster.Config.Net.Proxy = data.Net.Proxy
+	return g
+}
+
+// Start implements [engine.Engine].
+func (g *group) Start(ctx context.Context, s engine.Session) error {
+	g.session = s
+	cut := context.AfterFunc(ctx, g.network.Close) // nothing in here listens to a context
+	if err := g.join(ctx); err != nil {
+		cut()
+		g.end()
+		return err
+	}
+	if !cut() {
+		_ = g.Leave(ctx)
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// join checks what can be checked and starts the engine.
+func (g *group) join(ctx context.Context) error {
+	if err := g.preflight(ctx); err != nil {
+		return err
+	}
+	client, err := cluster.NewClient(g.config.Brokers, g.cluster)
+	if err != nil {
+		return fmt.Errorf("kgroup: start the client: %w", err)
+	}
+	g.inner = client.Client
+	g.levers = newLevers(g.inner, g)
+	client.Client = g.levers
+	_ = g.inner.RefreshMetadata(g.topics.names()...) // preflight has judged them; the first assignment is computed from this
+	if err := g.findCoordinator(ctx); err != nil {
+		return err
+	}
+	if g.consumer, err = cluster.NewConsumerFromClient(client, g.name, g.topics.names()); err != nil {
+		return fmt.Errorf("kgroup: start the consumer: %w", err)
+	}
+	watch, stop := context.WithCancel(context.Background())
+	g.stop = stop
+	g.routines.Go(func() { g.watch(watch) })
+	g.routines.Go(g.pumpErrors)
+	go g.loop()
+	close(g.created)
+	return nil
+}
+
+// refused ends the start when the group refuses this member for good. Later on, it
+// is survived: somebody may mend it.
+func (g *group) refused(err error) {
+	if g.joined.Load() {
+		return // the engine reports it too
+	}
+	select {
+	case g.failed <- fmt.Errorf("kgroup: group %q: %w", g.name, err):
+	default:
+	}
+}
+
+// Failed implements [engine.Engine].
+func (g *group) Failed() <-chan error { return g.failed }
+
+// loop reads what the engine sends, until it is closed. It is the one goroutine
+// that opens and seals generations and, in Multiplex mode, dispatches: so a seal
+// finds it with no message in its hands.
+func (g *group) loop() {
+	defer close(g.loopDone)
+	routes := newRoutes()
+	consumers := map[engine.Partition]cluster.PartitionConsumer{}
+	var lastNotification *cluster.Notification
+	for {
+		var messages <-chan *sarama.ConsumerMessage // nil: nothing is dispatched
+		if g.config.Mode == Multiplex && routes.open {
+			messages = g.consumer.Messages()
+		}
+		select {
+		case ack := <-g.seals:
+			g.sealed(routes)
+			close(ack)
+		case p, ok := <-g.consumer.Partitions():
+			if ok {
+				consumers[partitionOf(p)] = p
+			}
+			if !ok && !g.waitClosed() {
+				return
+			}
+		case n, ok := <-g.consumer.Notifications():
+			switch {
+			case !ok:
+				return
+			case n == lastNotification: // the rebalance has failed; the error follows on the errors channel
+			case n.Claimed == nil: // a rebalance has started: what is left of an assignment that was never opened is void
+				lastNotification = n
+				g.discard(consumers)
+				g.announce(nil)
+			default:
+				g.collect(consumers, n.Current)
+				g.open(routes, consumers, engine.Change{Current: n.Current, Claimed: n.Claimed, Released: n.Released})
+				clear(consumers)
+			}
+		case m, ok := <-messages:
+			if ok {
+				g.dispatch(routes, m)
+			} else {
+				routes.open = false
+			}
+		}
+	}
+}
+
+// waitClosed waits for the notifications to be closed, which follows the closing of
+// the partitions at once.
+func (g *group) waitClosed() bool {
+	for range g.consumer.Notifications() { //nolint:revive // only the end is of interest
+	}
+	return false
+}
+
+func partitionOf(p cluster.PartitionConsumer) engine.Partition {
+	return engine.Partition{Topic: p.Topic(), Number: p.Partition()}
+}
+
+// discard forgets partition consumers of an assignment that failed before it was
+// opened, among them one that may still lie in the channel: its senders have ended.
+func (g *group) discard(consumers map[engine.Partition]cluster.PartitionConsumer) {
+	clear(consumers)
+	for {
+		select {
+		case _, ok := <-g.consumer.Partitions():
+			if !ok {
+				return
+			}
+		default:
+			return
+		}
+	}
+}
+
+// collect waits for the partition consumers of a new assignment: they have all been
+// sent before the notification.
+func (g *group) collect(consumers map[engine.Partition]cluster.PartitionConsumer, current map[string][]int32) {
+	if g.config.Mode != Partitions {
+		return
+	}
+	total := 0
+	for _, numbers := range current {
+		total += len(numbers)
+	}
+	for len(consumers) < total {
+		p, ok := <-g.consumer.Partitions()
+		if !ok {
+			return
+		}
+		consumers[partitionOf(p)] = p
+	}
+}
+
+// open opens a generation: on RebalanceOK, never on the first message. If a partition
+// cannot be opened the engine gives all of them up again without a word, while
+// others deliver already.
+func (g *group) open(routes *routes, consumers map[engine.Partition]cluster.PartitionConsumer, change engine.Change) {
+	claims := g.levers.claims(change.Current)
+	me, _ := g.member.current()
+	g.mu.Lock()
+	g.terms++
+	gen := &term{number: g.terms, member: me, current: change.Current}
+	g.gen, g.announced = gen, false
+	ctx := g.slot
+	g.mu.Unlock()
+	g.joined.Store(true)
+	lanes := g.session.Assigned(ctx, gen.number, claims, change)
+	if lanes == nil && len(claims) > 0 {
+		return // over before it began
+	}
+	for i, claim := range claims {
+		if p := consumers[claim.Partition]; p != nil {
+			g.read(p, lanes[i])
+		} else {
+			routes.add(claim.Partition, lanes[i])
+		}
+	}
+	routes.open = true
+}
+
+// sealed ends the open generation, if there is one, on behalf of a rebalance.
+func (g *group) sealed(routes *routes) {
+	routes.clear()
+	g.mu.Lock()
+	gen := g.gen
+	g.slot, g.endSlot = context.WithCancel(context.Background())
+	g.mu.Unlock()
+	if gen != nil {
+		g.session.Seal(gen.number)
+	}
+}
+
+// isOpen reports whether a generation is open.
+func (g *group) isOpen() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.gen != nil && g.slot.Err() == nil
+}
+
+// mustRejoin reports whether the open generation was lost. Then the engine must not
+// go on in it, whatever the broker says later.
+func (g *group) mustRejoin() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.gen != nil && g.gen.lost
+}
+
+// announce tells, once for each rebalance, that it has started.
+func (g *group) announce(owned map[string][]int32) {
+	g.mu.Lock()
+	first := !g.announced
+	g.announced = true
+	g.mu.Unlock()
+	if first {
+		g.session.RebalanceStarted(owned)
+	}
+}
+
+// rebalance is the drain point: the engine's loops have stopped, and it is about to
+// give its partitions up. It seals the generation, waits for the handlers at work
+// and commits, all while this member still holds them.
+//
+// If the coordinator cannot be found the engine comes again; the seal stays, so
+// nobody works outside the group (D13).
+func (g *group) rebalance() error {
+	if !g.starting.Swap(true) { // called by NewConsumerFromClient, not yet by the engine's main loop
+		return g.inner.RefreshCoordinator(g.name)
+	}
+	<-g.created
+	began := g.member.rebalancing()
+	g.mu.Lock()
+	g.endSlot() // an opening under way gives up
+	g.mu.Unlock()
+	ack := make(chan struct{})
+	select {
+	case g.seals <- ack:
+		<-ack
+	case <-g.loopDone:
+	}
+	g.mu.Lock()
+	gen := g.gen
+	g.mu.Unlock()
+	if gen != nil {
+		g.announce(gen.current)
+	}
+	err := g.inner.RefreshCoordinator(g.name)
+	if err != nil && !g.leaving.Load() {
+		return err
+	}
+	if gen != nil {
+		budget := g.config.tunedDrain(g.cluster)
+		g.session.Revoke(gen.number, began.Add(budget*4/5), began.Add(budget))
+		g.mu.Lock()
+		g.gen = nil
+		g.mu.Unlock()
+	}
+	if g.leaving.Load() {
+		return errStopping
+	}
+	g.levers.reset()
+	return nil
+}
+
+// routes are the lanes that the dispatcher delivers to, in Multiplex mode. What it
+// has polled is held here until the engine has nothing more at hand: waking a lane's
+// worker for each message would cost more than the message.
+type routes struct {
+	open   bool
+	topics map[string][]*route // by partition
+	topic  string              // the last one, and its routes
+	last   []*route
+	filled []*route
+	held   int
+}
+
+type route struct {
+	partition engine.Partition
+	lane      engine.Lane
+	records   []engine.Record
+}
+
+func newRoutes() *routes { return &routes{topics: map[string][]*route{}} }
+
+func (r *routes) add(p engine.Partition, lane engine.Lane) {
+	list := r.topics[p.Topic]
+	for len(list) <= int(p.Number) {
+		list = append(list, nil)
+	}
+	list[p.Number] = &route{partition: p, lane: lane}
+	r.topics[p.Topic] = list
+}
+
+func (r *routes) clear() {
+	*r = routes{topics: map[string][]*route{}}
+}
+
+// find returns the route of a message. The engine's messages share their topic's
+// string, so the comparison costs next to nothing.
+func (r *routes) find(m *sarama.ConsumerMessage) *route {
+	if m.Topic != r.topic || r.last == nil {
+		r.topic, r.last = m.Topic, r.topics[m.Topic]
+	}
+	if int(m.Partition) >= len(r.last) {
+		return nil
+	}
+	return r.last[m.Partition]
+}
+
+// maxHeld is how many messages the dispatcher polls before it delivers them.
+const maxHeld = 64
+
+// dispatch delivers a message, and with it those that the engine has at hand.
+func (g *group) dispatch(routes *routes, m *sarama.ConsumerMessage) {
+	g.hold(routes, m)
+	for yielded := false; routes.held < maxHeld; {
+		select {
+		case m, ok := <-g.consumer.Messages():
+			if !ok {
+				routes.open = false
+				return
+			}
+			g.hold(routes, m)
+			yielded = false
+			continue
+		default:
+		}
+		if yielded {
+			break
+		}
+		runtime.Gosched() // lets those of the engine's goroutines run that have a message to send
+		yielded = true
+	}
+	for _, r := range routes.filled {
+		full := r.lane.Deliver(r.records)
+		clear(r.records)
+		r.records = r.records[:0]
+		if full && !g.waitForRoom(routes, r) {
+			return
+		}
+	}
+	routes.filled, routes.held = routes.filled[:0], 0
+}
+
+// hold keeps a polled message for its lane.
+func (g *group) hold(routes *routes, m *sarama.ConsumerMessage) {
+	r := routes.find(m)
+	if r == nil {
+		g.session.Error(fmt.Errorf("message of %s/%d at %d was delivered without an assignment; it is not handled, and not committed", m.Topic, m.Partition, m.Offset))
+		return
+	}
+	if len(r.records) == 0 {
+		routes.filled = append(routes.filled, r)
+	}
+	r.records = append(r.records, record{m})
+	routes.held++
+}
+
+// waitForRoom waits until a full lane has room, and keeps all others waiting: the
+// engine offers no way to stop one partition. A seal ends it; it reports false then.
+func (g *group) waitForRoom(routes *routes, r *route) bool {
+	g.held.Store(&r.partition)
+	defer g.held.Store(nil)
+	select {
+	case <-r.lane.Room():
+		return true
+	case ack := <-g.seals:
+		g.sealed(routes)
+		close(ack)
+		return false
+	}
+}
+
+// Held implements [engine.Engine].
+func (g *group) Held() (engine.Partition, bool) {
+	if p := g.held.Load(); p != nil {
+		return *p, true
+	}
+	return engine.Partition{}, false
+}
+
+// A record is a message of sarama's. Being one pointer, it is held in an interface
+// without an allocation.
+type record struct{ m *sarama.ConsumerMessage }
+
+func (r record) Offset() int64        { return r.m.Offset }
+func (r record) Timestamp() time.Time { return r.m.Timestamp }
+func (r record) Key() []byte          { return r.m.Key }
+func (r record) Value() []byte        { return r.m.Value }
+func (r record) Headers() int         { return len(r.m.Headers) }
+func (r record) Header(i int) (key, value []byte) {
+	return r.m.Headers[i].Key, r.m.Headers[i].Value
+}
+
+// read starts delivering a partition, in Partitions mode. A message belongs to the
+// lane of the PartitionConsumer it came from, also after the next assignment: what
+// is still delivered then is thrown away by that lane.
+func (g *group) read(p cluster.PartitionConsumer, lane engine.Lane) {
+	g.routines.Go(func() {
+		for err := range p.Errors() {
+			g.engineError(err)
+		}
+	})
+	g.routines.Go(func() { (&reader{group: g, source: p, lane: lane}).run() })
+}
+
+// A reader delivers one partition. Not reading is no back-pressure: a partition
+// whose channel is not emptied stops every partition of its broker until its whole
+// fetched batch is taken. So a reader waits for a full lane a little; if that is not
+// enough it takes the rest of the batch and pauses the partition.
+type reader struct {
+	group    *group
+	source   cluster.PartitionConsumer
+	lane     engine.Lane
+	records  []engine.Record
+	patience time.Duration // left for the batch that is being read
+}
+
+const (
+	readSize = 256
+	// patience is how long a fetched batch may wait for its lane, and so hold up the
+	// other partitions of its broker.
+	patience = 50 * time.Millisecond
+	// ahead is how much work a lane must have left for a pause to be worth it: a paused
+	// partition needs Consumer.Retry.Backoff and a fetch to come back.
+	ahead = 400 * time.Millisecond
+)
+
+func (r *reader) run() {
+	r.records = make([]engine.Record, 0, readSize)
+	r.patience = patience
+	for {
+		m, ok := <-r.source.Messages()
+		if !ok {
+			return
+		}
+		if full := r.take(m); full && !r.wait() {
+			return
+		}
+		if len(r.source.Messages()) == 0 {
+			r.patience = patience // the batch is through
+		}
+	}
+}
+
+// take delivers m and what is at hand with it.
+func (r *reader) take(m *sarama.ConsumerMessage) (full bool) {
+	r.records = append(r.records[:0], record{m})
+	for len(r.records) < readSize {
+		select {
+		case m, ok := <-r.source.Messages():
+			if ok {
+				r.records = append(r.records, record{m})
+				continue
+			}
+		default:
+		}
+		break
+	}
+	full = r.lane.Deliver(r.records)
+	clear(r.records)
+	return full
+}
+
+// wait waits for room in the lane. It reports false if the partition has ended.
+func (r *reader) wait() bool {
+	if r.patience > 0 {
+		began, queued := time.Now(), r.lane.Len()
+		timer := time.NewTimer(r.patience)
+		defer timer.Stop()
+		select {
+		case <-r.lane.Room():
+			r.patience -= time.Since(began)
+			return true
+		case <-timer.C:
+			r.patience = 0
+		}
+		if left := timeFor(r.lane.Len(), queued-r.lane.Len(), patience); left < ahead {
+			return true
+		}
+	}
+	return r.pause()
+}
+
+// timeFor is how long n messages take, if done of them took d.
+func timeFor(n, done int, d time.Duration) time.Duration {
+	if done <= 0 {
+		return time.Hour
+	}
+	return d * time.Duration(n) / time.Duration(done)
+}
+
+// pause pauses the partition and takes what was fetched already, until the lane is
+// about to run dry.
+func (r *reader) pause() bool {
+	p := partitionOf(r.source)
+	r.source.Pause()
+	defer r.source.Resume()
+	ticker := time.NewTicker(patience)
+	defer ticker.Stop()
+	before := r.lane.Len()
+	for {
+		r.group.paused.Store(p, time.Now().Add(2*time.Second))
+		select {
+		case m, ok := <-r.source.Messages():
+			if !ok {
+				return false
+			}
+			r.take(m)
+			before = r.lane.Len()
+			continue
+		case <-r.lane.Room():
+			r.patience = patience
+			return true
+		case <-ticker.C:
+		}
+		now := r.lane.Len()
+		if timeFor(now, before-now, patience) < ahead {
+			r.patience = patience
+			return true
+		}
+		before = now
+	}
+}
+
+// pumpErrors reads the engine's errors until it is closed: unread, they stop its
+// heartbeats (D7).
+func (g *group) pumpErrors() {
+	for err := range g.consumer.Errors() {
+		g.engineError(err)
+	}
+}
+
+// engineError sorts an error of the engine. A cluster.Error hides what it wraps:
+// only its text can be compared.
+func (g *group) engineError(err error) {
+	var failure *sarama.ConsumerError
+	if errors.As(err, &failure) {
+		p := engine.Partition{Topic: failure.Topic, Number: failure.Partition}
+		until, paused := g.paused.Load(p)
+		if paused && errors.Is(failure.Err, sarama.ErrIncompleteResponse) && time.Now().Before(until.(time.Time)) { //nolint:errcheck // only times are stored
+			return // how a paused partition shows (D24)
+		}
+		if g.leaving.Load() {
+			return
+		}
+		g.session.Error(fmt.Errorf("fetch %v: %w", p, failure.Err))
+		return
+	}
+	text := err.Error()
+	if g.leaving.Load() || slices.ContainsFunc([]error{errRejoin, errSession, errStopping}, func(e error) bool { return e.Error() == text }) {
+		return
+	}
+	var step *cluster.Error
+	if errors.As(err, &step) {
+		err = fmt.Errorf("%s: %w", step.Ctx, err)
+		if step.Ctx == "rebalance" {
+			g.session.RebalanceFailed(err)
+			return
+		}
+	}
+	g.session.Error(err)
+}
+
+// HighWatermarks implements [engine.Engine].
+func (g *group) HighWatermarks() map[engine.Partition]int64 {
+	marks := map[engine.Partition]int64{}
+	for topic, partitions := range g.consumer.HighWaterMarks() {
+		for number, mark := range partitions {
+			p := engine.Partition{Topic: topic, Number: number}
+			if !g.levers.unreachable(p) {
+				marks[p] = mark
+			}
+		}
+	}
+	return marks
+}
+
+// Leave implements [engine.Engine].
+func (g *group) Leave(ctx context.Context) error {
+	g.leaving.Store(true)
+	g.member.wakeUp()
+	closed := make(chan error, 1)
+	go func() { closed <- g.consumer.Close() }()
+	var err error
+	select {
+	case err = <-closed:
+	case <-ctx.Done():
+		g.network.Close() // breaks every wait
+		<-closed
+		err = fmt.Errorf("kgroup: leave the group: %w: the connections were cut, and the group waits for this member until its session ends", context.Cause(ctx))
+	}
+	<-g.loopDone
+	g.end()
+	return err
+}
+
+// end ends what Start began, but for the consumer.
+func (g *group) end() {
+	if g.stop != nil {
+		g.stop()
+	}
+	if g.inner != nil {
+		_ = g.inner.Close()
+	}
+	g.network.Close()
+	g.brokerMu.Lock()
+	if g.broker != nil {
+		_ = g.broker.Close()
+	}
+	g.brokerMu.Unlock()
+	g.endSlot()
+	g.routines.Wait()
+	g.cluster.MetricRegistry.UnregisterAll() // sarama leaves its meters behind
+}

@@ -1,0 +1,125 @@
+package kgroup
+
+// What a probe, or a person at night, asks a running consumer.
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/kgroup-go/kgroup/internal/engine"
+)
+
+// A State is what a consumer is doing.
+type State int
+
+const (
+	Idle        State = iota // Run has not been called
+	Starting                 // connecting and joining for the first time
+	Consuming                // member of the group, with or without partitions
+	Rebalancing              // between two assignments
+	Stopping                 // Run's context is cancelled
+	Stopped                  // Run has returned
+)
+
+func (s State) String() string {
+	return constant("State", int(s), "idle", "starting", "consuming", "rebalancing", "stopping", "stopped")
+}
+
+// Health is a snapshot of a consumer.
+type Health struct {
+	State State
+	Since time.Time // when State began; zero while Idle
+
+	// Lanes are the partitions this member owns, sorted; between two assignments
+	// there are none.
+	Lanes []LaneHealth
+
+	// Holding is the partition ("topic/partition") whose full queue keeps all others
+	// waiting, which happens in Multiplex mode only; empty if none does.
+	Holding string
+
+	// Stuck are partitions ("topic/partition") that this member had to give up while a
+	// handler was at work that has still not returned.
+	Stuck []string
+}
+
+// LaneHealth is the state of one owned partition.
+type LaneHealth struct {
+	Topic         string
+	Partition     int32
+	Position      int64 // the offset after the last message taken from Kafka
+	Frontier      int64 // every message before it has been settled
+	Committed     int64 // what the broker has acknowledged; -1: nothing yet
+	HighWatermark int64 // the end of the partition as of the last fetch; -1: not known
+
+	// Blocked is what the handler of the message at Frontier returned last, and
+	// BlockedSince when it failed first. Nil while the lane goes on.
+	Blocked      *HandlerError
+	BlockedSince time.Time
+}
+
+// blockedFor is how long a message may fail before Err says so: a failure that the
+// first retries cure is no reason to restart a process.
+const blockedFor = 30 * time.Second
+
+// Err returns why the consumer is not healthy, or nil. It is not while it is held up
+// by a message that is held or has failed for 30 s, by a handler that does not
+// return, or because Run has ended. Being without partitions, or between two
+// assignments, is healthy.
+func (h Health) Err() error {
+	switch {
+	case h.State == Idle, h.State == Stopped:
+		return ErrNotRunning
+	case len(h.Stuck) > 0:
+		return fmt.Errorf("kgroup: handlers that were cancelled have not returned: %v", h.Stuck)
+	}
+	for _, l := range h.Lanes {
+		if l.Blocked != nil && (isPermanent(l.Blocked) || time.Since(l.BlockedSince) >= blockedFor) {
+			return l.Blocked
+		}
+	}
+	return nil
+}
+
+func (a *assignment) health(e engine.Engine) Health {
+	a.mu.Lock()
+	h := Health{State: a.state, Since: a.since}
+	g := a.current
+	for p, orphan := range a.orphans {
+		if !isClosed(orphan.done) {
+			h.Stuck = append(h.Stuck, p.String())
+		}
+	}
+	a.mu.Unlock()
+	slices.Sort(h.Stuck)
+	if p, held := e.Held(); held {
+		h.Holding = p.String()
+	}
+	if g == nil {
+		return h
+	}
+	marks := e.HighWatermarks()
+	for _, l := range g.lanes {
+		h.Lanes = append(h.Lanes, l.health(marks))
+	}
+	return h
+}
+
+func (l *lane) health(marks map[engine.Partition]int64) LaneHealth {
+	h := LaneHealth{
+		Topic:         l.partition.Topic,
+		Partition:     l.partition.Number,
+		Position:      l.queue.end(l.start),
+		Frontier:      l.position(),
+		Committed:     l.committed.Load(),
+		HighWatermark: -1,
+	}
+	if mark, known := marks[l.partition]; known {
+		h.HighWatermark = mark
+	}
+	if b := l.blocked.Load(); b != nil {
+		h.Blocked, h.BlockedSince = b.err, b.since
+	}
+	return h
+}

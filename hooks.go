@@ -1,0 +1,55 @@
+package kgroup
+
+// What can be observed of a running consumer.
+
+// Hooks are called when something happens. Every field may be nil. A hook runs on
+// the goroutine that does the step, and delays it: Assign delays the partition's
+// first message, Revoke the whole group's rebalance. No two hooks run at once for
+// one partition. A hook is not protected: one that panics ends the process, as any
+// bug does.
+type Hooks struct {
+	// RebalanceStarted is called when a rebalance begins, before anything is given
+	// up, with what this member owns (nothing at the first one).
+	RebalanceStarted func(owned map[string][]int32)
+
+	// RebalanceCompleted is called when this member has joined again and its
+	// partitions are about to be handled.
+	RebalanceCompleted func(Rebalance)
+
+	// RebalanceFailed is called when joining has failed. It is tried again.
+	RebalanceFailed func(err error)
+
+	// Assign is called before a partition's first message is dispatched, with the
+	// offset of that message or, where offsets have gaps, one before it.
+	Assign func(topic string, partition int32, offset int64)
+
+	// Revoke is called when a partition has been drained, before its last commit:
+	// every message before offset has been settled, and none is being handled.
+	Revoke func(topic string, partition int32, offset int64)
+
+	// Lost is called instead of Revoke when a partition was taken away without a
+	// drain, or a handler outlived the drain: what was settled since the last
+	// acknowledged commit may be repeated by the next owner, and a handler may still
+	// be running here.
+	Lost func(topic string, partition int32, offset int64, cause error)
+
+	// Commit is called when the broker has answered a commit: the offsets asked for,
+	// and nil, or what it refused.
+	Commit func(offsets map[string]map[int32]int64, err error)
+
+	// Blocked is called once for a message that keeps its partition from going on:
+	// its handler's error was Permanent, or its backoff has reached Retry.MaxBackoff.
+	// Unblocked is called when such a message was settled or its partition given up.
+	Blocked   func(err *HandlerError)
+	Unblocked func(topic string, partition int32, offset int64)
+
+	// Error is called with every error that was survived and has no hook of its own:
+	// broken connections, fetches that failed, offsets that are gone.
+	Error func(err error)
+}
+
+// A Rebalance says what this member owns after a rebalance, and what changed by
+// it: sorted partition numbers by topic.
+type Rebalance struct {
+	Current, Claimed, Released map[string][]int32
+}

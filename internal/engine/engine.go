@@ -1,0 +1,133 @@
+// Package engine is the seam between kgroup and whatever polls Kafka for it.
+//
+// An [Engine] is a member of a consumer group. It calls a [Session], which owns
+// the handlers: it opens a generation's lanes, delivers into them, and has them
+// drained before it gives them up. Nothing above the seam knows which engine
+// runs, nor in which mode.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// ErrGone says that this member does not hold what it speaks for any more: its
+// session was lost, or its generation is over. Trying again is useless.
+var ErrGone = errors.New("the group has gone on without this member")
+
+// A Partition is one partition of a topic.
+type Partition struct {
+	Topic  string
+	Number int32
+}
+
+func (p Partition) String() string { return fmt.Sprintf("%s/%d", p.Topic, p.Number) }
+
+// A Record is one message as the engine holds it. Taking it apart is left to the
+// moment when a handler is about to see it. What the methods return shares memory
+// with the record and is not modified.
+type Record interface {
+	Offset() int64
+	Timestamp() time.Time
+	Key() []byte
+	Value() []byte
+	Headers() int
+	Header(i int) (key, value []byte)
+}
+
+// A Claim is one partition of a new assignment.
+type Claim struct {
+	Partition
+	Offset    int64  // of the first message, or, where offsets have gaps, one before it
+	Metadata  string // as committed with Offset; empty if Offset was not committed
+	Committed bool   // Offset is the committed one
+	Fresh     bool   // Offset was found under Start: Newest; it must be committed before the first message is dispatched
+}
+
+// An Offset is what is to be committed for a partition.
+type Offset struct {
+	Partition
+	Offset   int64
+	Metadata string
+}
+
+// A Change says what a member owned before a rebalance and owns after it: sorted
+// partition numbers by topic.
+type Change struct {
+	Current, Claimed, Released map[string][]int32
+}
+
+// A Lane takes the messages of one partition of one generation.
+type Lane interface {
+	// Deliver queues records, in the order of their offsets, and reports whether the
+	// queue is full now. All of them are taken, full or not; the engine is asked to
+	// wait for Room before it delivers more. Once the generation is sealed they are
+	// thrown away: the partition's next owner reads them again. The slice may be used
+	// again by the caller.
+	Deliver(records []Record) (full bool)
+
+	// Room receives a value when a queue that was full has room again, or is sealed.
+	Room() <-chan struct{}
+
+	// Len is how many messages are queued.
+	Len() int
+}
+
+// A Session is what an engine drives. Generations are numbered by the engine, one
+// for each assignment that was opened; the broker's numbers may repeat.
+//
+// For one generation the order is Assigned, Seal, Revoke. Lost may come at any
+// time from another goroutine.
+type Session interface {
+	// RebalanceStarted and RebalanceFailed report; owned is what is about to be given up.
+	RebalanceStarted(owned map[string][]int32)
+	RebalanceFailed(err error)
+
+	// Assigned opens a generation and returns its lanes, one for each claim, or nil if
+	// ctx ended before they could be opened. It blocks the delivery.
+	Assigned(ctx context.Context, generation int64, claims []Claim, change Change) []Lane
+
+	// Seal stops the generation: no message is handed to a handler any more. It does
+	// not wait.
+	Seal(generation int64)
+
+	// Revoke drains a sealed generation, commits it, and returns. Handlers still at
+	// work are cancelled at cancelAt and given up at until. When the session is lost
+	// meanwhile it returns at once.
+	Revoke(generation int64, cancelAt, until time.Time)
+
+	// Lost says that the generation's partitions belong to somebody else, or may:
+	// handlers are cancelled at once, nothing is waited for and nothing committed.
+	Lost(generation int64, cause error)
+
+	// Error reports what was survived.
+	Error(err error)
+}
+
+// An Engine polls Kafka as a member of a consumer group.
+type Engine interface {
+	// Start joins the group. It returns an error if that cannot work before somebody
+	// mends something, and nil when joining is under way.
+	Start(ctx context.Context, s Session) error
+
+	// Failed receives an error when the group refuses this member for good before its
+	// first assignment.
+	Failed() <-chan error
+
+	// Commit commits offsets for a generation, in one request and one attempt.
+	// It returns what was refused for single partitions, and an error for the request
+	// as a whole: ErrGone, or one that may pass.
+	Commit(ctx context.Context, generation int64, offsets []Offset) (refused map[Partition]error, err error)
+
+	// HighWatermarks are the ends of the owned partitions, as far as they are known.
+	HighWatermarks() map[Partition]int64
+
+	// Held is the partition whose full queue keeps all others from being served.
+	Held() (p Partition, held bool)
+
+	// Leave leaves the group and ends everything that Start has begun, by force when
+	// ctx ends. The session must have been drained; nothing is delivered any more.
+	Leave(ctx context.Context) error
+}

@@ -1,0 +1,277 @@
+package wire
+
+// A group connection: reads along without changing a byte, and waits for each
+// answer as long as its request deserves. What a frame says is read in decode.go.
+
+import (
+	"encoding/binary"
+	"net"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	// headerSize is the size of an answer's header: the size of what follows the
+	// first four bytes, and the correlation id of the request.
+	headerSize = 8
+
+	// maxAnswer bounds the answers that are held back to be read. The largest are a
+	// leader's JoinGroup (the metadata of all members) and the offsets of a member
+	// with thousands of partitions, each with its metadata. Larger ones pass
+	// unobserved. For the moment of reading, a frame that lies about its array sizes
+	// costs up to about 100 times its size, and only after all of it has arrived.
+	maxAnswer = 16 << 20
+
+	// maxPending bounds the requests that are remembered. sarama sends five
+	// (Net.MaxOpenRequests) before it waits for an answer.
+	maxPending = 1000
+)
+
+// groupConn is a connection that carries the group protocol. It may be written to
+// by several goroutines, and read by one.
+//
+// It relies on what sarama and Kafka do: each Write is one whole request, and
+// answers come in the order of the requests. A connection that does otherwise goes
+// blind for the rest of its life: after a Write that is no whole frame, requests
+// are no longer observed (those before it still are answered); after an answer
+// that fits no request, nothing is. The bytes pass in any case, and sarama judges
+// them.
+type groupConn struct {
+	net.Conn // its SetDeadline and SetWriteDeadline are used as they are
+	observer Observer
+	limits   Limits
+
+	writing sync.Mutex // held during a Write: requests are remembered in the order they are sent in
+
+	mu       sync.Mutex
+	pending  []*request // sent and not answered yet, oldest first
+	answered time.Time  // when the last answer was complete
+	asked    time.Time  // the read deadline that sarama wants
+	blind    bool       // no more requests are remembered
+
+	// For the reader alone. A frame begins in held. Once it was observed, or proves
+	// not to be worth it, held becomes ready, and the rest passes straight through.
+	held    []byte
+	ready   []byte
+	err     error    // to be returned after ready
+	passing int      // bytes missing from the frame after ready
+	current *request // what the passing frame answers
+}
+
+func newGroupConn(c net.Conn, o Observer, limits Limits) *groupConn {
+	return &groupConn{Conn: c, observer: o, limits: limits}
+}
+
+// Write tells the observer what p asks for, and writes it.
+func (c *groupConn) Write(p []byte) (int, error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	r := c.expect(p)
+	n, err := c.Conn.Write(p)
+	if r != nil && n < len(p) {
+		c.retract(r, n)
+	}
+	return n, err
+}
+
+// expect remembers the request in p before it is written: its answer may arrive
+// before Write returns. It returns nil if there is none to remember.
+func (c *groupConn) expect(p []byte) *request {
+	if len(p) == 0 || c.isBlind() {
+		return nil
+	}
+	r, body, ok := parseRequest(p, time.Now())
+	if ok {
+		r.tellSent(c.observer, body)
+	}
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !ok || len(c.pending) == maxPending {
+		c.blind = true
+	}
+	if c.blind {
+		return nil
+	}
+	c.pending = append(c.pending, r)
+	c.arm()
+	return r
+}
+
+// retract forgets a request that was not written whole: no answer will come. If a
+// part of it went out, the server takes what follows for the rest of it.
+func (c *groupConn) retract(r *request, written int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.blind = c.blind || written > 0
+	c.drop(r)
+	c.arm()
+}
+
+// Read hands out what has been observed, and what is not observed as it comes.
+func (c *groupConn) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		switch {
+		case len(c.ready) > 0:
+			n := copy(p, c.ready)
+			if c.ready = c.ready[n:]; len(c.ready) == 0 {
+				c.ready = nil // it may have been large
+			}
+			return n, nil
+		case c.err != nil:
+			err := c.err
+			c.err = nil
+			return 0, err
+		case c.passing > 0:
+			n, err := c.Conn.Read(p[:min(len(p), c.passing)])
+			if c.passing -= n; c.passing == 0 {
+				c.complete(c.current)
+			}
+			return n, err
+		case c.sees():
+			c.receive()
+		default:
+			return c.Conn.Read(p)
+		}
+	}
+}
+
+// receive takes the beginning of an answer, or all of it if it is to be observed.
+func (c *groupConn) receive() {
+	if err := c.fill(headerSize); err != nil {
+		if len(c.held) > 0 {
+			c.forget() // the end of the stream, or nearly: its frames are lost
+		}
+		c.release(err)
+		return
+	}
+	size := int32(binary.BigEndian.Uint32(c.held))
+	correlation := int32(binary.BigEndian.Uint32(c.held[4:]))
+	r := c.oldest()
+	if r == nil || r.correlation != correlation || size < headerSize-4 {
+		c.forget()
+		c.release(nil)
+		return
+	}
+
+	body := int(size) - (headerSize - 4)
+	if r.observed && size <= maxAnswer {
+		if err := c.fill(headerSize + body); err != nil {
+			// Even after a timeout nobody reads on: hand out what there is, unobserved.
+			c.pass(r, headerSize+body-len(c.held))
+			c.release(err)
+			return
+		}
+		r.tellAnswered(c.observer, c.held[headerSize:])
+		body = 0
+	}
+	c.pass(r, body)
+	c.release(nil)
+}
+
+// fill receives until size bytes are held. Its memory grows with what has arrived,
+// not with what was announced.
+func (c *groupConn) fill(size int) error {
+	for len(c.held) < size {
+		if len(c.held) == cap(c.held) {
+			c.held = slices.Grow(c.held, min(size-len(c.held), max(len(c.held), 512)))
+		}
+		n, err := c.Conn.Read(c.held[len(c.held):min(size, cap(c.held))])
+		c.held = c.held[:len(c.held)+n]
+		if err != nil && len(c.held) < size {
+			return err
+		}
+	}
+	return nil
+}
+
+// release hands the held bytes to the reader, and err after them.
+func (c *groupConn) release(err error) { c.ready, c.held, c.err = c.held, nil, err }
+
+// pass lets the missing bytes of the answer to r through; with none it is complete.
+func (c *groupConn) pass(r *request, missing int) {
+	c.current, c.passing = r, missing
+	if missing == 0 {
+		c.complete(r)
+	}
+}
+
+// complete is called at the end of an answer: the clock of the next one begins.
+func (c *groupConn) complete(r *request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.answered = time.Now()
+	c.drop(r)
+	c.arm()
+}
+
+// drop is called with mu held, as arm is.
+func (c *groupConn) drop(r *request) {
+	c.pending = slices.DeleteFunc(c.pending, func(p *request) bool { return p == r })
+}
+
+func (c *groupConn) oldest() *request {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.pending) == 0 {
+		return nil
+	}
+	return c.pending[0]
+}
+
+func (c *groupConn) isBlind() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.blind
+}
+
+// sees reports whether the next bytes may belong to an answer that we can name.
+func (c *groupConn) sees() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.blind || len(c.pending) > 0
+}
+
+// forget makes the connection blind in both directions.
+func (c *groupConn) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.blind, c.pending = true, nil
+	c.arm()
+}
+
+// SetReadDeadline is called by sarama before every read, with the same timeout for
+// all answers. It counts only while no request is pending.
+func (c *groupConn) SetReadDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asked = t
+	return c.Conn.SetReadDeadline(c.deadline())
+}
+
+// arm sets the read deadline anew after a change, also for a Read under way.
+func (c *groupConn) arm() {
+	_ = c.Conn.SetReadDeadline(c.deadline()) // fails when closed, as the next Read will
+}
+
+// deadline is that of the oldest pending request. It counts from the answer before
+// it if that came after the request was sent: a heartbeat behind a JoinGroup is not
+// late because the JoinGroup is slow.
+func (c *groupConn) deadline() time.Time {
+	if len(c.pending) == 0 {
+		return c.asked
+	}
+	oldest := c.pending[0]
+	limit := oldest.limit(c.limits)
+	if limit <= 0 {
+		return c.asked
+	}
+	if c.answered.After(oldest.sent) {
+		return c.answered.Add(limit)
+	}
+	return oldest.sent.Add(limit)
+}

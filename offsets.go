@@ -1,0 +1,221 @@
+package kgroup
+
+// Which offset may be committed, and committing it. The lanes advance their
+// frontiers; the committer takes them to the broker. Committing is ours: the
+// engine's own marks are never touched (docs/decisions/0003).
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kgroup-go/kgroup/internal/engine"
+)
+
+// A frontier is the offset before which everything delivered has been settled. It
+// moves over what is settled without a hole, in the order of delivery: offsets
+// themselves have gaps (compaction, transaction markers, aborted messages).
+type frontier struct {
+	next int64 // the frontier; -1 until something was settled or committed
+	open []delivery
+	head int // open[head:] have been delivered and do not lie below the frontier
+}
+
+type delivery struct {
+	offset  int64
+	settled bool
+}
+
+// deliver notes that the message at offset was handed out. Offsets come in
+// increasing order.
+func (f *frontier) deliver(offset int64) {
+	if f.head > 0 && len(f.open) == cap(f.open) {
+		f.open = f.open[:copy(f.open, f.open[f.head:])]
+		f.head = 0
+	}
+	f.open = append(f.open, delivery{offset: offset})
+}
+
+// settle notes that a delivered message is done with, and moves the frontier.
+func (f *frontier) settle(offset int64) {
+	waiting := f.open[f.head:]
+	i := 0
+	if waiting[0].offset != offset { // with one worker it is always the first
+		i = sort.Search(len(waiting), func(i int) bool { return waiting[i].offset >= offset })
+	}
+	waiting[i].settled = true
+	for f.head < len(f.open) && f.open[f.head].settled {
+		f.next = f.open[f.head].offset + 1
+		f.head++
+	}
+	if f.head == len(f.open) {
+		f.open, f.head = f.open[:0], 0
+	}
+}
+
+// An envelope is what kgroup writes into the metadata of a commit, for the next
+// owner of the partition. Other clients show it and ignore it.
+type envelope struct {
+	// initial is the number of partitions the topic had when the group began at its
+	// newest messages (Start: Newest). A partition beyond it came later, and is read
+	// from its beginning. Zero: the group did not begin so, or it is not known.
+	initial int32
+}
+
+const envelopeVersion = "kgroup/1"
+
+func (e envelope) String() string {
+	if e == (envelope{}) {
+		return ""
+	}
+	return fmt.Sprintf("%s n=%d", envelopeVersion, e.initial)
+}
+
+// parseEnvelope reads the metadata of a commit. What kgroup did not write is not
+// ours to judge: it yields the zero envelope and an error that says so. Fields of
+// later versions of kgroup are skipped.
+func parseEnvelope(metadata string) (envelope, error) {
+	if metadata == "" {
+		return envelope{}, nil
+	}
+	fields := strings.Split(metadata, " ")
+	if fields[0] != envelopeVersion {
+		return envelope{}, fmt.Errorf("metadata of another client: %.60q", metadata)
+	}
+	var e envelope
+	for _, field := range fields[1:] {
+		key, value, ok := strings.Cut(field, "=")
+		if !ok {
+			return envelope{}, fmt.Errorf("damaged metadata: %.60q", metadata)
+		}
+		if key == "n" {
+			n, err := strconv.ParseInt(value, 10, 32)
+			if err != nil || n < 0 {
+				return envelope{}, fmt.Errorf("damaged metadata: %.60q", metadata)
+			}
+			e.initial = int32(n)
+		}
+	}
+	return e, nil
+}
+
+// The committer takes frontiers to the broker, one request at a time, so that what
+// a request says is never older than what the one before it said. Whoever waits for
+// the turn finds his frontier in the next request together with everybody else's.
+type committer struct {
+	engine  engine.Engine
+	turn    chan struct{}
+	report  func(error)
+	hook    func(offsets map[string]map[int32]int64, err error)
+	refused map[engine.Partition]string // reported already; guarded by turn
+}
+
+func newCommitter(e engine.Engine, hooks Hooks, report func(error)) *committer {
+	return &committer{
+		engine:  e,
+		turn:    make(chan struct{}, 1),
+		report:  report,
+		hook:    hooks.Commit,
+		refused: map[engine.Partition]string{},
+	}
+}
+
+// commit takes the frontiers of g's lanes to the broker in one attempt: those that
+// have moved, or all. It returns nil when nothing is left to commit.
+func (c *committer) commit(ctx context.Context, g *generation, all bool) error {
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	var offsets []engine.Offset
+	for _, l := range g.lanes {
+		if o, due := l.due(all); due {
+			offsets = append(offsets, o)
+		}
+	}
+	if len(offsets) == 0 {
+		return nil
+	}
+	refused, err := c.engine.Commit(ctx, g.number, offsets)
+	if err == nil {
+		for _, o := range offsets {
+			if refused[o.Partition] == nil {
+				g.lane(o.Partition).committed.Store(o.Offset)
+			}
+		}
+		err = c.refusals(refused)
+	}
+	if c.hook != nil {
+		c.hook(byTopic(offsets), err)
+	}
+	return err
+}
+
+// refusals makes one error of what was refused, and reports a refusal when it is
+// new: committing is tried again every CommitInterval.
+func (c *committer) refusals(refused map[engine.Partition]error) error {
+	var all []error
+	for _, p := range slices.SortedFunc(maps.Keys(refused), comparePartitions) {
+		err := fmt.Errorf("commit %v: %w", p, refused[p])
+		all = append(all, err)
+		if text := err.Error(); c.refused[p] != text {
+			c.refused[p] = text
+			c.report(err)
+		}
+	}
+	for p := range c.refused {
+		if refused[p] == nil {
+			delete(c.refused, p)
+		}
+	}
+	if all == nil {
+		return nil
+	}
+	return &refusedError{errors.Join(all...)}
+}
+
+// A refusedError says that the broker has answered, and will not answer otherwise:
+// the topic is gone, say, or the right to commit.
+type refusedError struct{ err error }
+
+func (e *refusedError) Error() string { return e.err.Error() }
+func (e *refusedError) Unwrap() error { return e.err }
+
+// commitUntil commits g until it has worked, was refused, or ctx ends. Between
+// attempts it waits a little longer each time.
+func (c *committer) commitUntil(ctx context.Context, g *generation, all bool) error {
+	wait := 50 * time.Millisecond
+	for {
+		err := c.commit(ctx, g, all)
+		if err == nil || errors.Is(err, engine.ErrGone) || errors.As(err, new(*refusedError)) || ctx.Err() != nil {
+			return err
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		}
+		wait = min(2*wait, time.Second)
+	}
+}
+
+func byTopic(offsets []engine.Offset) map[string]map[int32]int64 {
+	topics := map[string]map[int32]int64{}
+	for _, o := range offsets {
+		if topics[o.Topic] == nil {
+			topics[o.Topic] = map[int32]int64{}
+		}
+		topics[o.Topic][o.Number] = o.Offset
+	}
+	return topics
+}
