@@ -50,7 +50,6 @@ type generation struct {
 	index  map[engine.Partition]*lane
 	seal   context.CancelFunc // ends the lanes
 	ending bool               // somebody drains it or has lost it; guarded by assignment.mu
-	lost   chan struct{}      // closed when the partitions are no longer ours
 	over   chan struct{}      // closed when it has ended; the assignment's outcome is set
 	err    error              // what became of its last commit; set before over is closed
 }
@@ -124,7 +123,6 @@ func (a *assignment) Assigned(ctx context.Context, number int64, claims []engine
 		number: number,
 		index:  map[engine.Partition]*lane{},
 		seal:   seal,
-		lost:   make(chan struct{}),
 		over:   make(chan struct{}),
 	}
 	for _, claim := range claims {
@@ -217,6 +215,7 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 		done:      make(chan struct{}),
 		log:       log,
 		hooks:     &a.hooks,
+		telling:   make(chan struct{}, 1),
 	}
 	l.ctx, l.cancel = context.WithCancelCause(a.values)
 	l.settled.Store(-1)
@@ -312,7 +311,7 @@ func (a *assignment) drain(ctx context.Context, g *generation, cancelAt time.Tim
 		case <-l.done:
 			continue
 		case <-ctx.Done():
-		case <-g.lost:
+		case <-g.over: // lost, or drained by somebody else
 		}
 		break
 	}
@@ -357,7 +356,6 @@ func (a *assignment) Lost(number int64, cause error) {
 	if g == nil || g.number != number || !a.end(g) {
 		return
 	}
-	close(g.lost)
 	g.close()
 	a.log.Error("partitions lost", "error", cause)
 	err := fmt.Errorf("%w: %w", ErrPartitionLost, cause)
@@ -398,7 +396,7 @@ func (a *assignment) abandon(lanes []*lane, cause error) {
 			l.log.Error("handler has not returned: its partition is given up", "offset", l.position())
 		}
 		if a.hooks.Lost != nil {
-			a.hooks.Lost(l.partition.Topic, l.partition.Number, l.position(), cause)
+			l.tell(func() { a.hooks.Lost(l.partition.Topic, l.partition.Number, l.position(), cause) })
 		}
 	}
 }

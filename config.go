@@ -153,7 +153,7 @@ type Retry struct {
 	MaxBackoff time.Duration
 }
 
-// CommitEveryMessage, as Config.CommitInterval, commits after every message: a
+// CommitEveryMessage as Config.CommitInterval commits after every message: a
 // partition's next message waits for the broker's answer. It is not a length of
 // time.
 const CommitEveryMessage time.Duration = 1
@@ -210,14 +210,14 @@ func constant(kind string, i int, names ...string) string {
 }
 
 const (
-	defaultSession   = 20 * time.Second
-	defaultRebalance = 60 * time.Second
-	defaultShutdown  = 25 * time.Second
-	defaultConnect   = 10 * time.Second
-	defaultCommit    = time.Second
-	defaultQueue     = 256
-	defaultMin       = 100 * time.Millisecond
-	defaultMax       = 30 * time.Second
+	defaultSession    = 20 * time.Second
+	defaultRebalance  = 60 * time.Second
+	defaultShutdown   = 25 * time.Second
+	defaultConnect    = 10 * time.Second
+	defaultCommit     = time.Second
+	defaultQueue      = 256
+	defaultMinBackoff = 100 * time.Millisecond
+	defaultMaxBackoff = 30 * time.Second
 
 	maxHeartbeat = time.Second
 	// fetchWait is how long a fetch without messages waits at the broker. Stopping
@@ -265,12 +265,12 @@ func (t Topic) withDefaults() Topic {
 	t.Queue = cmp.Or(t.Queue, defaultQueue)
 	r := &t.Retry
 	if r.MinBackoff == 0 {
-		r.MinBackoff = defaultMin
+		r.MinBackoff = defaultMinBackoff
 		if r.MaxBackoff != 0 {
-			r.MinBackoff = min(defaultMin, max(r.MaxBackoff, time.Millisecond))
+			r.MinBackoff = min(defaultMinBackoff, max(r.MaxBackoff, time.Millisecond))
 		}
 	}
-	r.MaxBackoff = cmp.Or(r.MaxBackoff, max(defaultMax, r.MinBackoff))
+	r.MaxBackoff = cmp.Or(r.MaxBackoff, max(defaultMaxBackoff, r.MinBackoff))
 	return t
 }
 
@@ -292,21 +292,12 @@ func (c Config) heartbeatInterval() time.Duration {
 	return min(maxHeartbeat, c.SessionTimeout/6).Truncate(time.Millisecond)
 }
 
-// drainBudget is the time from the first sign of a rebalance until the last
-// handler must have returned. It is that of the settings before Tune; tunedDrain
-// is that of the settings after it.
-func (c Config) drainBudget() time.Duration {
-	return c.drain(c.heartbeatInterval(), fetchWait)
-}
-
-func (c Config) tunedDrain(built *cluster.Config) time.Duration {
-	return c.drain(built.Group.Heartbeat.Interval, built.Consumer.MaxWaitTime)
-}
-
-// drain is bounded by the session as well, because JoinGroup v0 makes brokers
+// tunedDrain is the time from the first sign of a rebalance until the last handler
+// must have returned. It is asked of what was built, because Tune may change the
+// heartbeats and fetches. The session bounds it as well: JoinGroup v0 makes brokers
 // take the session timeout for the rebalance timeout (D15).
-func (c Config) drain(heartbeat, wait time.Duration) time.Duration {
-	return min(c.RebalanceTimeout, c.SessionTimeout) - heartbeat - wait - drainMargin
+func (c Config) tunedDrain(built *cluster.Config) time.Duration {
+	return min(c.RebalanceTimeout, c.SessionTimeout) - built.Group.Heartbeat.Interval - built.Consumer.MaxWaitTime - drainMargin
 }
 
 // shutdownGrace is the part of ShutdownTimeout that handlers at work may use.

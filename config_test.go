@@ -81,6 +81,7 @@ func TestValidateFindsEachMistake(t *testing.T) {
 		{"no host", broker(":9092"), "Brokers[0]", "no host"},
 		{"scheme", broker("kafka://h:1"), "Brokers[0]", `begins with "kafka://"; a broker is not a URL, write "h:1"`},
 		{"scheme without port", broker("SASL_SSL://h"), "Brokers[0]", `"SASL_SSL://"`},
+		{"scheme and credentials", broker("kafka://alice:secret@h:1"), "Brokers[0]", `write "h:1"`},
 		{"list", broker("a:1,b:1"), "Brokers[0]", "commas"},
 		{"white space", broker(" a:1"), "Brokers[0]", "white space"},
 		{"credentials", broker("alice:secret@h:1"), "Brokers[0]", "credentials"},
@@ -215,9 +216,16 @@ func TestValidateAccepts(t *testing.T) {
 				require.NoError(t, err)
 				require.NoError(t, built.Validate())
 			}
-			assert.GreaterOrEqual(t, c.withDefaults().drainBudget(), minDrain)
+			assert.GreaterOrEqual(t, drain(t, c), minDrain)
 		})
 	}
+}
+
+func drain(t *testing.T, c Config) time.Duration {
+	t.Helper()
+	built, err := c.engineConfig()
+	require.NoError(t, err)
+	return c.withDefaults().tunedDrain(built)
 }
 
 func TestDefaults(t *testing.T) {
@@ -232,7 +240,7 @@ func TestDefaults(t *testing.T) {
 	assert.Equal(t, 256, c.Topics["orders"].Queue)
 	assert.Equal(t, Retry{100 * time.Millisecond, 30 * time.Second}, c.Topics["orders"].Retry)
 	assert.Equal(t, time.Second, c.heartbeatInterval())
-	assert.Equal(t, 17750*time.Millisecond, c.drainBudget())
+	assert.Equal(t, 17750*time.Millisecond, drain(t, c))
 	assert.Equal(t, 20*time.Second, c.shutdownGrace())
 
 	// Funcs cannot be compared, text can.
@@ -244,11 +252,11 @@ func TestDefaultsFollowWhatIsSet(t *testing.T) {
 	c := Config{SessionTimeout: 3 * time.Second}.withDefaults()
 	assert.Equal(t, 1500*time.Millisecond, c.ConnectTimeout)
 	assert.Equal(t, 500*time.Millisecond, c.heartbeatInterval())
-	assert.Equal(t, 1250*time.Millisecond, c.drainBudget())
+	assert.Equal(t, 1250*time.Millisecond, drain(t, c))
 
-	// JoinGroup v0: the session bounds the drain although RebalanceTimeout is longer.
+	// The lower of the two bounds the drain, and that was the session so far.
 	c = Config{SessionTimeout: 20 * time.Second, RebalanceTimeout: 5 * time.Second}.withDefaults()
-	assert.Equal(t, 2750*time.Millisecond, c.drainBudget())
+	assert.Equal(t, 2750*time.Millisecond, drain(t, c))
 
 	assert.Equal(t, Retry{time.Minute, time.Minute}, Topic{Retry: Retry{MinBackoff: time.Minute}}.withDefaults().Retry)
 	assert.Equal(t, Retry{time.Millisecond, time.Millisecond}, Topic{Retry: Retry{MaxBackoff: time.Millisecond}}.withDefaults().Retry)

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/Shopify/sarama"
 
@@ -191,13 +192,12 @@ func (l *levers) Leader(topic string, partition int32) (*sarama.Broker, error) {
 func (l *levers) GetOffset(topic string, partition int32, at int64) (int64, error) {
 	p := engine.Partition{Topic: topic, Number: partition}
 	committed, has := l.group.member.committed(p)
-	offset, err := l.Client.GetOffset(topic, partition, at)
+	offset, err := l.ask(p, at, has)
 	if errors.Is(err, sarama.ErrClosedClient) {
 		return -1, err
 	}
 	unknown := err != nil
 	if unknown {
-		l.group.session.Error(fmt.Errorf("look up the offsets of %v: %w", p, err))
 		offset = 0
 		if has {
 			offset = committed.Offset // the range contains it, so the engine begins there
@@ -230,6 +230,43 @@ func (l *levers) GetOffset(topic string, partition int32, at int64) (int64, erro
 		known.oldest = min(offset, committed.Offset)
 	}
 	return known.oldest, nil
+}
+
+// askPatience bounds the question for an offset: all partitions of the member wait
+// for the answer.
+const askPatience = 3 * time.Second
+
+var errUnanswered = errors.New("no broker has answered")
+
+// ask asks for an offset, and reports a failure. A partition with a committed offset
+// can begin without the answer, so a broker that hangs is not waited for, nor asked
+// again.
+func (l *levers) ask(p engine.Partition, at int64, has bool) (int64, error) {
+	if has && l.unreachable(p) {
+		return -1, errUnanswered
+	}
+	type answer struct {
+		offset int64
+		err    error
+	}
+	answered := make(chan answer, 1)
+	l.group.routines.Go(func() {
+		offset, err := l.Client.GetOffset(p.Topic, p.Number, at)
+		answered <- answer{offset, err}
+	})
+	var late <-chan time.Time
+	if has {
+		late = time.After(askPatience)
+	}
+	a := answer{-1, errUnanswered}
+	select {
+	case a = <-answered:
+	case <-late:
+	}
+	if a.err != nil {
+		l.group.session.Error(fmt.Errorf("look up the offsets of %v: %w", p, a.err))
+	}
+	return a.offset, a.err
 }
 
 // beginsNewest reports whether a partition without a committed offset begins at its

@@ -94,6 +94,8 @@ func TestOverlaps(t *testing.T) {
 		{name: "only internal names in common", a: "^_+a$", b: "^__"},
 		{name: "only a named topic in common", a: "^a.?$", b: "^.?b$", named: []string{"ab"}},
 		{name: "a named topic and others", a: "^a", b: "^ab", named: []string{"ab"}, want: "aba"},
+		{name: "a named topic and one like it", a: "^a[bc]$", b: "^a[bc]$|^zz", named: []string{"ab"}, want: "ac"},
+		{name: "internal names and one like them", a: "^[_A]_b$", b: "^[_A]_[bc]$", want: "A_b"},
 		{name: "only dots in common", a: `^[.x]{1,2}$`, b: `^[.y]{1,2}$`},
 		{name: "only too long names in common", a: "^[ab]{250,}$", b: "^[ac]{250,}$"},
 		{name: "everything", a: "^", b: "^x$", want: "x"},
@@ -138,7 +140,7 @@ func TestOverlapsAgainstEnumeration(t *testing.T) {
 	}
 	rnd := rand.New(rand.NewPCG(1, 2))
 	overlapping := 0
-	for range 1500 {
+	for range 400 {
 		a, b := "^"+randomPattern(rnd, 3), "^"+randomPattern(rnd, 3)
 		if a == b {
 			continue
@@ -155,8 +157,8 @@ func TestOverlapsAgainstEnumeration(t *testing.T) {
 			requireWitness(t, a, b, text)
 		}
 	}
-	assert.Greater(t, overlapping, 150, "the patterns hardly ever overlap: this checks nothing")
-	assert.Less(t, overlapping, 1350, "the patterns nearly always overlap: this checks nothing")
+	assert.Greater(t, overlapping, 40, "the patterns hardly ever overlap: this checks nothing")
+	assert.Less(t, overlapping, 360, "the patterns nearly always overlap: this checks nothing")
 }
 
 func shortestCommon(a, b string, names []string) string {
@@ -222,15 +224,16 @@ func FuzzOverlapWitness(f *testing.F) {
 }
 
 func TestNearest(t *testing.T) {
-	existing := []string{"refunds", "orders", "order", "payments.v1", "payments.v2", "t1"}
+	existing := []string{"refunds", "orders", "order", "payments.v2", "payments.v1", "t1", "customer-addresses"}
 	for name, want := range map[string]string{
-		"oders":       "orders",
-		"Orders":      "orders",
-		"refnuds":     "refunds",
-		"payments-v3": "payments.v1", // v2 is as near: the first in the alphabet
-		"invoices":    "",
-		"t2":          "", // too short to guess
-		"":            "",
+		"oders":         "orders",
+		"Orders":        "orders",
+		"refnuds":       "refunds",
+		"payments-v3":   "payments.v1", // v2 is as near: the first in the alphabet
+		"invoices":      "",
+		"customer-addr": "", // five edits
+		"t2":            "", // too short to guess
+		"":              "",
 	} {
 		got, ok := nearest(name, existing)
 		assert.Equal(t, want, got, name)

@@ -70,7 +70,7 @@ type Broker struct {
 	cluster *kfake.Cluster
 	users   []User
 	tls     *tls.Config
-	joins   joins
+	waiting waiting
 	keyless spreader
 
 	ctx    context.Context // ends with Close: the Broker's own requests
@@ -100,11 +100,11 @@ func Start(tb TB, topics ...Topic) *Broker {
 func New(cfg Config) (*Broker, error) {
 	b := &Broker{users: slices.Clone(cfg.Users), tls: cfg.TLS}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
-	b.joins.broker = b
+	b.waiting.broker = b
 
 	opts := []kfake.Opt{
 		kfake.NumBrokers(max(1, cfg.Brokers)),
-		kfake.GroupMinSessionTimeout(time.Millisecond), // tests of lost sessions should not take Kafka's 6 s
+		kfake.GroupMinSessionTimeout(shortestSession), // Kafka's 6 s would make tests of lost sessions slow
 	}
 	if len(cfg.Users) > 0 {
 		opts = append(opts, kfake.EnableSASL())
@@ -144,7 +144,7 @@ func (b *Broker) Close() {
 		return
 	}
 	b.closed = true
-	b.joins.close()
+	b.waiting.close()
 	b.cluster.Close()
 	for _, node := range b.listeners() {
 		node.wait()
@@ -168,8 +168,8 @@ func (b *Broker) use(fn func() error) error {
 //
 // Its faults and controls see the requests of this package too: Produce and
 // Metadata of [Broker.Produce], Fetch of [Broker.Messages] and
-// [Broker.WaitCommitted], and a Heartbeat each third of a session for a member
-// that waits in JoinGroup.
+// [Broker.WaitCommitted], and a Heartbeat of version 4 each 100 ms for a member
+// that waits in JoinGroup or SyncGroup.
 func (b *Broker) Cluster() *kfake.Cluster { return b.cluster }
 
 // Addrs are the addresses of the nodes, host:port, in the order of their ids.
@@ -332,7 +332,7 @@ func (b *Broker) listeners() []*listener {
 
 // listen is called by kfake for each node.
 func (b *Broker) listen(_, address string) (net.Listener, error) {
-	l, err := newListener(address, b.tls, &b.joins)
+	l, err := newListener(address, b.tls, &b.waiting)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http/httptest"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -68,6 +69,48 @@ func TestNewRefusesBadTopics(t *testing.T) {
 	}
 }
 
+func TestNewRefusesWhatCannotStart(t *testing.T) {
+	other := kgrouptest.Start(t)
+	_, port, err := net.SplitHostPort(other.Addrs()[0])
+	require.NoError(t, err)
+	taken, err := strconv.Atoi(port)
+	require.NoError(t, err)
+	for name, cfg := range map[string]kgrouptest.Config{
+		"unknown mechanism": {Users: []kgrouptest.User{{Name: "ann", Password: "secret", Mechanism: "GSSAPI"}}},
+		"port in use":       {Options: []kfake.Opt{kfake.Ports(0, taken)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := kgrouptest.New(cfg)
+			require.ErrorContains(t, err, "kgrouptest: start: ")
+		})
+	}
+}
+
+// A client that dials a port of the range of outgoing connections, on which nobody
+// listens, sometimes gets a connection to itself.
+func TestPortsAreNoClients(t *testing.T) {
+	b := start(t, kgrouptest.Config{Brokers: 20})
+	for _, addr := range b.Addrs() {
+		host, port, err := net.SplitHostPort(addr)
+		require.NoError(t, err)
+		number, err := strconv.Atoi(port)
+		require.NoError(t, err)
+		assert.Equal(t, "127.0.0.1", host)
+		assert.Less(t, number, 32768)
+	}
+}
+
+func TestAddedNode(t *testing.T) {
+	b := kgrouptest.Start(t)
+	id, port, err := b.Cluster().AddNode(-1, 0)
+	require.NoError(t, err)
+	require.Len(t, b.Addrs(), 2)
+	assert.Equal(t, net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), b.Addrs()[id])
+	b.Stop(id)
+	requireRefused(t, b.Addrs()[id])
+	dial(t, b.Addrs()[0])
+}
+
 func TestTopicConfigs(t *testing.T) {
 	b := kgrouptest.Start(t, kgrouptest.Topic{Name: "small", Configs: map[string]string{"max.message.bytes": "100"}})
 	require.NoError(t, b.Produce("small", kgrouptest.Record{Value: make([]byte, 10)}))
@@ -86,8 +129,8 @@ func TestCreateGrowDelete(t *testing.T) {
 
 	require.NoError(t, b.Grow("orders", 4))
 	require.ErrorIs(t, b.Grow("orders", 3), kerr.InvalidPartitions)
-	require.NoError(t, b.Produce("orders", values("d")...))
-	assert.Equal(t, map[int32][]string{0: {"a", "c"}, 1: {"b"}, 3: {"d"}}, texts(t, b, "orders"))
+	require.NoError(t, b.Produce("orders", values("d", "e")...))
+	assert.Equal(t, map[int32][]string{0: {"a", "c", "e"}, 1: {"b"}, 3: {"d"}}, texts(t, b, "orders"))
 
 	require.NoError(t, b.DeleteTopic("orders"))
 	require.NoError(t, b.CreateTopic(kgrouptest.Topic{Name: "orders", Partitions: 2}))

@@ -25,7 +25,10 @@
 //
 // Underneath is kfake, of the franz-go project. What it does differently from
 // Kafka, where a consumer group would notice, is put right here: JoinGroup v0
-// gets the rebalance timeout Kafka gives it; a member waiting in JoinGroup keeps
-// its session; a member that leaves gets its waiting JoinGroup answered. One
-// difference is left: each member that joins starts the rebalance timeout anew.
+// gets the rebalance timeout Kafka gives it; a member waiting in JoinGroup or
+// SyncGroup keeps its session; a member that leaves gets its waiting JoinGroup
+// answered. Two differences are left: each member that joins starts the rebalance
+// timeout anew, and after a member has left in the middle of its SyncGroup the next
+// rebalance lasts until that timeout. Sessions may be as short as 300 ms; there is
+// no initial rebalance delay.
 package kgrouptest

@@ -3,7 +3,7 @@ package kgrouptest
 // Where clients connect. kfake gets one listener per node. Ours can be stopped and
 // started on the same port, which kfake notices only by broken connections, and it
 // has a back door for the Broker's own requests. Group requests that pass by are
-// shown to joins.go.
+// shown to waiting.go.
 
 import (
 	"context"
@@ -12,6 +12,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // Ports are taken from below the range the kernel gives to outgoing connections
@@ -26,7 +28,7 @@ const (
 type listener struct {
 	addr     net.Addr
 	tls      *tls.Config
-	joins    *joins
+	waiting  *waiting
 	accepted chan net.Conn // what Accept returns, from the network or the back door
 	done     chan struct{} // closed by Close
 
@@ -37,7 +39,7 @@ type listener struct {
 	loops  sync.WaitGroup
 }
 
-func newListener(address string, config *tls.Config, joins *joins) (*listener, error) {
+func newListener(address string, config *tls.Config, waiting *waiting) (*listener, error) {
 	open, err := listenAnywhere(address)
 	if err != nil {
 		return nil, err
@@ -45,7 +47,7 @@ func newListener(address string, config *tls.Config, joins *joins) (*listener, e
 	l := &listener{
 		addr:     open.Addr(),
 		tls:      config,
-		joins:    joins,
+		waiting:  waiting,
 		accepted: make(chan net.Conn),
 		done:     make(chan struct{}),
 		conns:    make(map[*conn]struct{}),
@@ -82,20 +84,26 @@ func (l *listener) serve(open net.Listener) {
 	l.open = open
 	l.loops.Go(func() {
 		for {
-			raw, err := open.Accept()
+			tcp, err := open.Accept()
 			if err != nil {
 				return // stopped or closed
 			}
-			l.admit(open, raw)
+			l.admit(open, tcp)
 		}
 	})
 }
 
-func (l *listener) admit(open net.Listener, raw net.Conn) {
-	if l.tls != nil {
-		raw = tls.Server(raw, l.tls)
+func (l *listener) admit(open net.Listener, tcp net.Conn) {
+	c := &conn{
+		Conn:    tcp,
+		tcp:     tcp,
+		waiting: l.waiting,
+		pending: make(map[int32]*request),
+		leaving: make(map[int32]*kmsg.LeaveGroupRequest),
 	}
-	c := newConn(raw, l.joins)
+	if l.tls != nil {
+		c.Conn = tls.Server(tcp, l.tls)
+	}
 	c.closed = func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -108,7 +116,7 @@ func (l *listener) admit(open net.Listener, raw net.Conn) {
 	}
 	l.mu.Unlock()
 	if !current {
-		_ = raw.Close()
+		_ = tcp.Close()
 		return
 	}
 	select {

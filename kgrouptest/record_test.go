@@ -75,7 +75,8 @@ func TestCodecs(t *testing.T) {
 	}
 
 	var onTheWire []uint8 // Kafka's numbers: 0 none, 1 gzip, 2 snappy, 3 lz4, 4 zstd
-	client := consume(t, b, kgo.ConsumeTopics("orders"))
+	var sizes batchSizes
+	client := consume(t, b, kgo.ConsumeTopics("orders"), kgo.WithHooks(&sizes))
 	for ctx := within(t); len(onTheWire) < 2*len(codecs); {
 		fetches := client.PollFetches(ctx)
 		require.NoError(t, ctx.Err())
@@ -84,6 +85,16 @@ func TestCodecs(t *testing.T) {
 		}
 	}
 	assert.Equal(t, []uint8{0, 0, 1, 1, 2, 2, 3, 3, 4, 4}, onTheWire)
+	client.Close()
+	assert.Equal(t, batchSizes{2, 2, 2, 2, 2}, sizes, "each call is one batch")
+}
+
+// batchSizes is a hook of a client: how many records each batch had, of one
+// partition, and so never two at once.
+type batchSizes []int
+
+func (s *batchSizes) OnFetchBatchRead(_ kgo.BrokerMetadata, _ string, _ int32, m kgo.FetchBatchMetrics) {
+	*s = append(*s, m.NumRecords)
 }
 
 func TestTransactions(t *testing.T) {

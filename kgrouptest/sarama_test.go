@@ -46,7 +46,7 @@ func saramaMember(t *testing.T, b *kgrouptest.Broker, seen *log) (leave func()) 
 	cfg.Consumer.Return.Errors = true
 	cfg.Consumer.Retry.Backoff = 100 * time.Millisecond
 	cfg.Group.Heartbeat.Interval = 100 * time.Millisecond
-	cfg.Group.Session.Timeout = 5 * time.Second
+	cfg.Group.Session.Timeout = 3 * time.Second
 	cfg.Metadata.Retry.Backoff = 100 * time.Millisecond
 	cfg.Metadata.AllowAutoTopicCreation = false
 	consumer, err := cluster.NewConsumer(b.Addrs(), "billing", []string{"orders"}, cfg)

@@ -1,10 +1,12 @@
 package kgrouptest_test
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"testing"
 	"time"
 
@@ -18,7 +20,7 @@ import (
 )
 
 // These tests speak the group protocol by hand, each member on a connection of its
-// own, to have JoinGroup wait as long as they like.
+// own, to have requests wait as long as they like.
 
 // A rebalance waits for the member that has not come back yet. With kfake alone it
 // does not when the request is of version 0, and throws the first member out.
@@ -69,6 +71,38 @@ func TestWaitingMemberKeepsItsSession(t *testing.T) {
 		assert.Zero(t, resp.ErrorCode)
 		assert.EqualValues(t, 3, resp.Generation)
 	}
+	_, err := b.WaitGroup(within(t), "billing", func(g kgrouptest.Group) bool { return len(g.Members) == 0 })
+	require.NoError(t, err, "who has been answered keeps its session itself")
+}
+
+// The same for a follower that waits in SyncGroup for a leader who takes longer
+// than the session to assign partitions.
+func TestWaitingFollowerKeepsItsSession(t *testing.T) {
+	b := kgrouptest.Start(t)
+	leader, follower := connect(t, b), connect(t, b)
+	l := leader.join(2, "", time.Minute, time.Minute)
+	follower.wait(b, joinGroup(2, "", 300*time.Millisecond, time.Minute))
+	leader.send(joinGroup(2, l.MemberID, time.Minute, time.Minute))
+	l, f := leader.joined(), follower.joined()
+	require.Equal(t, l.LeaderID, l.MemberID)
+
+	sync := kmsg.NewPtrSyncGroupRequest()
+	sync.Group, sync.MemberID, sync.Generation = "billing", f.MemberID, f.Generation
+	begin := time.Now()
+	follower.send(sync)
+	// Nothing happens, which cannot be waited for: give it three sessions.
+	gone, cancel := context.WithTimeout(t.Context(), 900*time.Millisecond)
+	defer cancel()
+	_, err := b.WaitGroup(gone, "billing", func(g kgrouptest.Group) bool { return len(g.Members) < 2 })
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.Greater(t, time.Since(begin), 900*time.Millisecond)
+
+	sync.MemberID = l.MemberID
+	sync.GroupAssignment = []kmsg.SyncGroupRequestGroupAssignment{{MemberID: f.MemberID, MemberAssignment: []byte("yours")}}
+	assert.Zero(t, leader.ask(sync).(*kmsg.SyncGroupResponse).ErrorCode)
+	resp := follower.receive().(*kmsg.SyncGroupResponse)
+	assert.Zero(t, resp.ErrorCode)
+	assert.Equal(t, "yours", string(resp.MemberAssignment))
 }
 
 // But who has died while waiting does not stay for ever.
@@ -108,16 +142,31 @@ func TestLeaveAnswersTheWaitingJoin(t *testing.T) {
 			waitRebalance(t, b, 3)
 			leaving.wait(b, joinGroup(version.join, l.MemberID, time.Minute, time.Minute))
 
-			require.NotZero(t, beside.leave(version.leave, "somebody else"))
+			for _, refused := range []kfake.Fault{{Group: "billing"}, {Resource: l.MemberID}} { // as a whole, and the one member
+				refused.Keys = []kmsg.Key{kmsg.LeaveGroup}
+				b.Cluster().Fault(refused)
+				require.NotZero(t, beside.leave(version.leave, l.MemberID))
+				requireSilent(t, leaving.conn)
+			}
 			require.Zero(t, beside.leave(version.leave, l.MemberID))
 			resp := leaving.joined()
 			assert.Equal(t, kerr.UnknownMemberID.Code, resp.ErrorCode)
+			leaving.send(kmsg.NewPtrApiVersionsRequest())
+			requireBroken(t, leaving.conn) // kfake still owes its own answer
 
 			staying.send(joinGroup(0, s.MemberID, time.Minute, time.Minute))
 			assert.EqualValues(t, 3, staying.joined().Generation, "the others go on without it")
 			assert.Len(t, b.Group("billing").Members, 2)
 		})
 	}
+}
+
+// requireSilent fails if there is anything to read by now.
+func requireSilent(t *testing.T, c net.Conn) {
+	t.Helper()
+	require.NoError(t, c.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
+	_, err := c.Read(make([]byte, 1))
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 }
 
 func waitRebalance(t *testing.T, b *kgrouptest.Broker, members int) {
@@ -213,7 +262,7 @@ func (w *wire) leave(version int16, member string) int16 {
 	req.Group, req.MemberID = "billing", member
 	req.Members = []kmsg.LeaveGroupRequestMember{{MemberID: member}}
 	resp := w.ask(req).(*kmsg.LeaveGroupResponse)
-	if version < 3 {
+	if version < 3 || resp.ErrorCode != 0 {
 		return resp.ErrorCode
 	}
 	require.Len(w.t, resp.Members, 1)

@@ -1,10 +1,10 @@
 package kgrouptest
 
-// Members that wait in JoinGroup. Here kfake differs from Kafka in three ways that
-// consumer groups notice, each put right:
+// Members that wait in JoinGroup or SyncGroup. Here kfake differs from Kafka in
+// three ways that consumer groups notice, each put right:
 //
 //   - JoinGroup v0 carries no rebalance timeout; Kafka takes the session timeout.
-//     kfake takes -1, and throws out who has not answered at once.
+//     kfake takes -1, and throws out who has not come back at once.
 //   - A member is safe from its session timeout while it waits. kfake lets it run
 //     out, removes the member, and never answers it: with a rebalance timeout longer
 //     than the session, one slow member costs all others their place.
@@ -13,9 +13,10 @@ package kgrouptest
 //     middle of a rebalance hangs until its read timeout.
 //
 // The last two need to know who waits. That is seen on the connections, which show
-// each JoinGroup and LeaveGroup and their answers.
+// each of these requests and their answers.
 
 import (
+	"context"
 	"encoding/binary"
 	"io"
 	"net"
@@ -27,6 +28,13 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
+// The shortest session a member may ask for, and how often one is prolonged for a
+// member that waits.
+const (
+	shortestSession = 300 * time.Millisecond
+	prolongInterval = shortestSession / 3
+)
+
 // rebalanceTimeoutOfV0 is a kfake control that changes the request and lets it pass.
 func rebalanceTimeoutOfV0(kreq kmsg.Request) (kmsg.Response, error, bool) { //nolint:revive // kfake's signature
 	if req := kreq.(*kmsg.JoinGroupRequest); req.Version == 0 {
@@ -35,125 +43,121 @@ func rebalanceTimeoutOfV0(kreq kmsg.Request) (kmsg.Response, error, bool) { //no
 	return nil, nil, false
 }
 
-// joins are the JoinGroup requests that wait for an answer, of members that have
-// an id already. One that has none yet has no session that could run out, and
-// nobody could ask it to leave.
-type joins struct {
+// waiting are the requests that wait for an answer, of members that have an id
+// already. One that has none yet has no session that could run out, and nobody
+// could ask it to leave.
+type waiting struct {
 	broker *Broker
 
-	mu      sync.Mutex
-	closed  bool
-	waiting map[member]*join
-	beating sync.WaitGroup
+	mu       sync.Mutex
+	closed   bool
+	requests map[member]*request
+	beating  sync.WaitGroup
 }
 
 type member struct{ group, id string }
 
-type join struct {
+// request is a JoinGroup or SyncGroup that has not been answered.
+type request struct {
 	member
-	conn    *conn
-	corr    int32 // the request's correlation id
-	version int16
-	session time.Duration
-	ended   chan struct{}
+	kind  kmsg.Request
+	conn  *conn
+	corr  int32 // correlation id
+	ended chan struct{}
 }
 
-func (j *joins) begin(w *join) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.closed {
+func (w *waiting) begin(r *request) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
 		return
 	}
-	if earlier := j.waiting[w.member]; earlier != nil {
+	if earlier := w.requests[r.member]; earlier != nil {
 		close(earlier.ended)
 	}
-	if j.waiting == nil {
-		j.waiting = make(map[member]*join)
+	if w.requests == nil {
+		w.requests = make(map[member]*request)
 	}
-	j.waiting[w.member] = w
-	j.beating.Go(func() { j.broker.keepSession(w) })
+	w.requests[r.member] = r
+	w.beating.Go(func() { w.broker.keepSession(r) })
 }
 
-// end forgets w. It returns false if that has happened already.
-func (j *joins) end(w *join) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.waiting[w.member] != w {
+// end forgets r. It returns false if that has happened already.
+func (w *waiting) end(r *request) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.requests[r.member] != r {
 		return false
 	}
-	delete(j.waiting, w.member)
-	close(w.ended)
+	delete(w.requests, r.member)
+	close(r.ended)
 	return true
 }
 
-func (j *joins) close() {
-	j.mu.Lock()
-	j.closed = true
-	j.mu.Unlock()
-	j.beating.Wait() // the Broker's context has been cancelled
+func (w *waiting) close() {
+	w.mu.Lock()
+	w.closed = true
+	w.mu.Unlock()
+	w.beating.Wait() // the Broker's context has been cancelled
 }
 
 // left answers the JoinGroup of a member that has left meanwhile.
-func (j *joins) left(m member) {
-	j.mu.Lock()
-	w := j.waiting[m]
-	j.mu.Unlock()
-	if w == nil || !j.end(w) {
+func (w *waiting) left(m member) {
+	w.mu.Lock()
+	r := w.requests[m]
+	w.mu.Unlock()
+	if r == nil || !w.end(r) {
 		return
 	}
-	resp := kmsg.NewPtrJoinGroupResponse()
-	resp.Version = w.version
-	resp.ErrorCode = kerr.UnknownMemberID.Code
-	w.conn.answer(w.corr, resp)
+	if resp, ok := r.kind.ResponseKind().(*kmsg.JoinGroupResponse); ok {
+		resp.ErrorCode = kerr.UnknownMemberID.Code
+		r.conn.answer(r.corr, resp)
+	}
 }
 
 // keepSession sends the heartbeats that kfake wants of a member while it waits.
-func (b *Broker) keepSession(w *join) {
-	client, err := b.client()
-	if err != nil {
-		return
-	}
-	defer client.Close()
-	tick := time.NewTicker(max(w.session/3, time.Millisecond))
+func (b *Broker) keepSession(r *request) {
+	tick := time.NewTicker(prolongInterval)
 	defer tick.Stop()
 	for {
 		select {
-		case <-w.ended:
+		case <-r.ended: // most are, before the first tick
 			return
 		case <-b.ctx.Done():
 			return
 		case <-tick.C:
+			b.heartbeat(r.member)
 		}
-		info := b.cluster.GroupInfo(w.group)
-		if info == nil {
-			return
-		}
-		req := kmsg.NewPtrHeartbeatRequest()
-		req.Group, req.MemberID, req.Generation = w.group, w.id, info.Epoch
-		_, _ = req.RequestWith(b.ctx, client) // nobody to tell: the member learns its fate from its JoinGroup
 	}
+}
+
+// heartbeat tells nobody of errors: the member learns its fate from its own request.
+func (b *Broker) heartbeat(m member) {
+	info := b.cluster.GroupInfo(m.group)
+	client, err := b.client()
+	if err != nil || info == nil {
+		return
+	}
+	defer client.Close()
+	req := kmsg.NewPtrHeartbeatRequest()
+	req.Group, req.MemberID, req.Generation = m.group, m.id, info.Epoch
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	_, _ = req.RequestWith(ctx, client)
 }
 
 // conn is one connection of a client to a node, in plain text.
 type conn struct {
 	net.Conn
-	joins  *joins
-	in     requests
-	closed func()
+	tcp     net.Conn // below TLS
+	waiting *waiting
+	in      groupRequests
+	closed  func()
 
 	mu      sync.Mutex
-	joining map[int32]*join                   // by correlation id
+	pending map[int32]*request                // by correlation id
 	leaving map[int32]*kmsg.LeaveGroupRequest // by correlation id
 	spent   bool
-}
-
-func newConn(raw net.Conn, joins *joins) *conn {
-	return &conn{
-		Conn:    raw,
-		joins:   joins,
-		joining: make(map[int32]*join),
-		leaving: make(map[int32]*kmsg.LeaveGroupRequest),
-	}
 }
 
 func (c *conn) Read(p []byte) (int, error) {
@@ -168,31 +172,30 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// request is called with each JoinGroup and LeaveGroup, before kfake sees the end
-// of it.
+// request is called with each request that groupRequests finds, before kfake sees
+// the end of it.
 func (c *conn) request(kreq kmsg.Request, corr int32) {
 	switch req := kreq.(type) {
 	case *kmsg.JoinGroupRequest:
-		if req.MemberID == "" {
-			return
-		}
-		w := &join{
-			member:  member{req.Group, req.MemberID},
-			conn:    c,
-			corr:    corr,
-			version: req.Version,
-			session: time.Duration(req.SessionTimeoutMillis) * time.Millisecond,
-			ended:   make(chan struct{}),
-		}
-		c.mu.Lock()
-		c.joining[corr] = w
-		c.mu.Unlock()
-		c.joins.begin(w)
+		c.await(member{req.Group, req.MemberID}, kreq, corr)
+	case *kmsg.SyncGroupRequest:
+		c.await(member{req.Group, req.MemberID}, kreq, corr)
 	case *kmsg.LeaveGroupRequest:
 		c.mu.Lock()
+		defer c.mu.Unlock()
 		c.leaving[corr] = req
-		c.mu.Unlock()
 	}
+}
+
+func (c *conn) await(m member, kind kmsg.Request, corr int32) {
+	if m.id == "" {
+		return
+	}
+	r := &request{member: m, kind: kind, conn: c, corr: corr, ended: make(chan struct{})}
+	c.mu.Lock()
+	c.pending[corr] = r
+	c.mu.Unlock()
+	c.waiting.begin(r)
 }
 
 // Write is called by kfake with one whole response.
@@ -206,16 +209,16 @@ func (c *conn) Write(p []byte) (int, error) {
 func (c *conn) response(p []byte) {
 	corr := int32(binary.BigEndian.Uint32(p[4:]))
 	c.mu.Lock()
-	joined, left := c.joining[corr], c.leaving[corr]
-	delete(c.joining, corr)
+	answered, left := c.pending[corr], c.leaving[corr]
+	delete(c.pending, corr)
 	delete(c.leaving, corr)
 	c.mu.Unlock()
-	if joined != nil {
-		c.joins.end(joined)
+	if answered != nil {
+		c.waiting.end(answered)
 	}
 	if left != nil {
 		for _, id := range whoLeft(left, p[8:]) {
-			c.joins.left(member{left.Group, id})
+			c.waiting.left(member{left.Group, id})
 		}
 	}
 }
@@ -256,26 +259,28 @@ func (c *conn) answer(corr int32, resp kmsg.Response) {
 	_, _ = c.Conn.Write(p)
 }
 
+// Close breaks the connection as a crash does. A goodbye of TLS would wait for a
+// client that does not read.
 func (c *conn) Close() error {
 	c.closed()
 	c.mu.Lock()
-	waiting := c.joining
-	c.joining = make(map[int32]*join)
+	pending := c.pending
+	c.pending = make(map[int32]*request)
 	c.mu.Unlock()
-	for _, w := range waiting {
-		c.joins.end(w)
+	for _, r := range pending {
+		c.waiting.end(r)
 	}
-	return c.Conn.Close()
+	return c.tcp.Close()
 }
 
-// requests finds the JoinGroup and LeaveGroup requests in a stream, whose frames
+// groupRequests finds JoinGroup, SyncGroup and LeaveGroup in a stream, whose frames
 // are: length (4 bytes), key (2), version (2), correlation id (4), client id, body.
-type requests struct {
+type groupRequests struct {
 	frame []byte // the one begun; of other requests only the first 8 bytes
 	left  int    // bytes missing to its end, once its first 8 bytes are known
 }
 
-func (r *requests) feed(p []byte, found func(req kmsg.Request, corr int32)) {
+func (r *groupRequests) feed(p []byte, found func(req kmsg.Request, corr int32)) {
 	const head = 8
 	for len(p) > 0 {
 		if len(r.frame) < head {
@@ -300,12 +305,12 @@ func (r *requests) feed(p []byte, found func(req kmsg.Request, corr int32)) {
 	}
 }
 
-func (r *requests) wanted() bool {
+func (r *groupRequests) wanted() bool {
 	key := kmsg.Key(binary.BigEndian.Uint16(r.frame[4:]))
-	return key == kmsg.JoinGroup || key == kmsg.LeaveGroup
+	return key == kmsg.JoinGroup || key == kmsg.SyncGroup || key == kmsg.LeaveGroup
 }
 
-func (r *requests) parse(found func(req kmsg.Request, corr int32)) {
+func (r *groupRequests) parse(found func(req kmsg.Request, corr int32)) {
 	in := kbin.Reader{Src: r.frame[4:]}
 	req := kmsg.RequestForKey(in.Int16())
 	req.SetVersion(in.Int16())

@@ -1,0 +1,158 @@
+package kgroup
+
+// Dispatching in Partitions mode: each partition has a reader of its own, and a
+// slow one must not hold up the others of its broker.
+
+import (
+	"time"
+
+	"github.com/Shopify/sarama"
+	cluster "github.com/bsm/sarama-cluster"
+
+	"github.com/kgroup-go/kgroup/internal/engine"
+)
+
+// read starts delivering a partition, in Partitions mode. A message belongs to the
+// lane of the PartitionConsumer it came from, also after the next assignment: what
+// is still delivered then is thrown away by that lane.
+func (g *group) read(p cluster.PartitionConsumer, lane engine.Lane) {
+	g.routines.Go(func() {
+		for err := range p.Errors() {
+			g.engineError(err)
+		}
+	})
+	g.routines.Go(func() { (&reader{group: g, source: p, lane: lane}).run() })
+}
+
+// A reader delivers one partition. Not reading is no back-pressure: a partition
+// whose channel is not emptied stops every partition of its broker until its whole
+// fetched batch is taken. So a reader lets a batch wait a little for a full lane; if
+// that is not enough it takes the rest of it and, if the lane is slow, pauses the
+// partition. What a lane holds is bounded by its queue and two fetched batches.
+type reader struct {
+	group    *group
+	source   cluster.PartitionConsumer
+	lane     engine.Lane
+	records  []engine.Record
+	patience time.Duration // left for the batch that is being read
+	done     int           // messages handled while the lane was last waited for,
+	took     time.Duration // and how long that was
+}
+
+const (
+	readSize = 256
+	// patience is how long a fetched batch may wait for its lane, and so hold up the
+	// other partitions of its broker.
+	patience = 50 * time.Millisecond
+	// betweenBatches tells a new batch from the rest of one: the engine has to fetch it
+	// first, while the rest of one is at hand.
+	betweenBatches = 500 * time.Microsecond
+	// ahead is how much work a lane must have left for a pause to be worth it: a paused
+	// partition needs Consumer.Retry.Backoff and a fetch to come back.
+	ahead = 300 * time.Millisecond
+)
+
+func (r *reader) run() {
+	r.records = make([]engine.Record, 0, readSize)
+	for {
+		m, ok := r.next()
+		if !ok {
+			return
+		}
+		if full := r.take(m); full && !r.wait() {
+			return
+		}
+	}
+}
+
+// next waits for a message, and notices when a new batch begins with it.
+func (r *reader) next() (m *sarama.ConsumerMessage, ok bool) {
+	select {
+	case m, ok = <-r.source.Messages():
+	default:
+		began := time.Now()
+		m, ok = <-r.source.Messages()
+		if time.Since(began) > betweenBatches {
+			r.patience = patience
+		}
+	}
+	return m, ok
+}
+
+// take delivers m and what is at hand with it.
+func (r *reader) take(m *sarama.ConsumerMessage) (full bool) {
+	r.records = append(r.records[:0], record{m})
+	for len(r.records) < readSize {
+		select {
+		case m, ok := <-r.source.Messages():
+			if ok {
+				r.records = append(r.records, record{m})
+				continue
+			}
+		default:
+		}
+		break
+	}
+	full = r.lane.Deliver(r.records)
+	clear(r.records)
+	return full
+}
+
+// wait waits for room in the lane. It reports false if the partition has ended.
+func (r *reader) wait() bool {
+	if r.patience > 0 {
+		began, queued := time.Now(), r.lane.Len()
+		timer := time.NewTimer(r.patience)
+		defer timer.Stop()
+		select {
+		case <-r.lane.Room():
+			r.patience -= time.Since(began)
+			return true
+		case <-timer.C:
+			r.patience = 0
+			r.done, r.took = queued-r.lane.Len(), time.Since(began)
+		}
+	}
+	if r.behind() < ahead {
+		return true
+	}
+	return r.pause()
+}
+
+// behind is how long the lane needs for what it holds, at the pace it last had.
+func (r *reader) behind() time.Duration {
+	if r.done <= 0 {
+		return time.Hour
+	}
+	return r.took * time.Duration(r.lane.Len()) / time.Duration(r.done)
+}
+
+// pause pauses the partition and takes what was fetched already, until the lane is
+// about to run dry. It reports false if the partition has ended.
+func (r *reader) pause() bool {
+	p := partitionOf(r.source)
+	r.source.Pause()
+	defer r.source.Resume()
+	ticker := time.NewTicker(patience)
+	defer ticker.Stop()
+	began, queued := time.Now(), r.lane.Len()
+	for {
+		r.group.paused.Store(p, time.Now().Add(2*time.Second)) // its complaint follows by then
+		select {
+		case m, ok := <-r.source.Messages():
+			if !ok {
+				return false
+			}
+			r.take(m)
+			began, queued = time.Now(), r.lane.Len()
+			continue
+		case <-r.lane.Room():
+			return true
+		case <-ticker.C:
+		}
+		r.done, r.took = queued-r.lane.Len(), time.Since(began)
+		if r.behind() < ahead {
+			return true
+		}
+	}
+}

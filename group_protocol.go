@@ -1,0 +1,250 @@
+package kgroup
+
+// The group protocol beside the engine, on a connection of our own: the heartbeats
+// that it does not send (it stops them during the steps of a rebalance, which is
+// when a slow handler needs them), commits, and leaving while a JoinGroup waits.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/Shopify/sarama"
+
+	"github.com/kgroup-go/kgroup/internal/engine"
+	"github.com/kgroup-go/kgroup/internal/wire"
+)
+
+// watch sends the heartbeats that the engine does not, and notices when the session
+// is lost. The rule is: within a generation, if none was sent for one interval, send
+// one. It needs no knowledge of the engine's steps.
+func (g *group) watch(ctx context.Context) {
+	interval := g.cluster.Group.Heartbeat.Interval
+	ticker := time.NewTicker(interval / 4)
+	defer ticker.Stop()
+	beat := make(chan struct{}, 1) // one at a time: a broker that hangs must not keep the clock from being read
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		case <-g.member.changed:
+		}
+		gone, due := g.member.check(time.Now(), interval)
+		if gone != nil {
+			g.lose(gone)
+		}
+		if due {
+			select {
+			case beat <- struct{}{}:
+				g.routines.Go(func() {
+					g.heartbeat()
+					<-beat
+				})
+			default:
+			}
+		}
+		if g.leaving.Load() {
+			g.leaveEarly()
+		}
+	}
+}
+
+// lose tells the session, once, that the open generation is lost.
+func (g *group) lose(cause error) {
+	g.mu.Lock()
+	gen := g.gen
+	first := gen != nil && !gen.lost
+	if first {
+		gen.lost = true
+		g.endSlot()
+	}
+	g.mu.Unlock()
+	if first {
+		g.session.Lost(gen.number, cause)
+	}
+}
+
+// heartbeat sends one. Its answer reaches the membership on the connection.
+func (g *group) heartbeat() {
+	me, member := g.member.current()
+	if !member {
+		return
+	}
+	broker, err := g.coordinator()
+	if err != nil {
+		return // the session's clock runs
+	}
+	answer, err := broker.Heartbeat(&sarama.HeartbeatRequest{GroupId: g.name, GenerationId: me.Generation, MemberId: me.ID})
+	g.mindCoordinator(broker, err)
+	if err == nil && moved(answer.Err) {
+		_ = g.inner.RefreshCoordinator(g.name) // asked again with the next heartbeat
+	}
+}
+
+// mindCoordinator closes a group connection that has failed: every later request on
+// it would fail too. The next use opens it again.
+func (g *group) mindCoordinator(broker *sarama.Broker, err error) {
+	if err != nil {
+		_ = broker.Close()
+	}
+}
+
+func moved(err sarama.KError) bool {
+	return errors.Is(err, sarama.ErrNotCoordinatorForConsumer) || errors.Is(err, sarama.ErrConsumerCoordinatorNotAvailable)
+}
+
+// Commit implements [engine.Engine]. One OffsetCommit through the group connection,
+// with the member and generation seen there.
+func (g *group) Commit(ctx context.Context, generation int64, offsets []engine.Offset) (map[engine.Partition]error, error) {
+	g.mu.Lock()
+	gen := g.gen
+	g.mu.Unlock()
+	me, member := g.member.current()
+	if gen == nil || gen.number != generation || gen.member != me || !member {
+		return nil, engine.ErrGone
+	}
+	refused, err := g.commit(me, offsets, true)
+	if err != nil {
+		return nil, err
+	}
+	var again []engine.Offset // the offset counts, what is said beside it does not
+	for _, o := range offsets {
+		if errors.Is(refused[o.Partition], sarama.ErrOffsetMetadataTooLarge) {
+			again = append(again, o)
+		}
+	}
+	if len(again) > 0 && ctx.Err() == nil {
+		second, err := g.commit(me, again, false)
+		if err != nil {
+			return nil, err
+		}
+		for _, o := range again {
+			delete(refused, o.Partition)
+			if second[o.Partition] != nil {
+				refused[o.Partition] = second[o.Partition]
+			}
+		}
+	}
+	g.levers.began(offsets, refused)
+	return refused, nil
+}
+
+func (g *group) commit(me wire.Member, offsets []engine.Offset, metadata bool) (map[engine.Partition]error, error) {
+	request := &sarama.OffsetCommitRequest{
+		Version:                 2,
+		ConsumerGroup:           g.name,
+		ConsumerGroupGeneration: me.Generation,
+		ConsumerID:              me.ID,
+		RetentionTime:           -1,
+	}
+	for _, o := range offsets {
+		text := ""
+		if metadata {
+			text = o.Metadata
+		}
+		request.AddBlock(o.Topic, o.Number, o.Offset, 0, text)
+	}
+	broker, err := g.coordinator()
+	if err != nil {
+		return nil, err
+	}
+	answer, err := broker.CommitOffset(request)
+	if err != nil {
+		g.mindCoordinator(broker, err)
+		return nil, err
+	}
+	refused := map[engine.Partition]error{}
+	for topic, partitions := range answer.Errors {
+		for number, code := range partitions {
+			switch code {
+			case sarama.ErrNoError:
+			case sarama.ErrUnknownMemberId, sarama.ErrIllegalGeneration:
+				g.member.lost(me, fmt.Errorf("commit: %w", code))
+				return nil, fmt.Errorf("%w: %w", engine.ErrGone, code)
+			case sarama.ErrNotCoordinatorForConsumer, sarama.ErrConsumerCoordinatorNotAvailable:
+				_ = g.inner.RefreshCoordinator(g.name) // the error says enough; the next attempt asks again
+				return nil, code
+			case sarama.ErrOffsetsLoadInProgress, sarama.ErrRebalanceInProgress, sarama.ErrRequestTimedOut, sarama.ErrNotEnoughReplicas, sarama.ErrNotEnoughReplicasAfterAppend:
+				return nil, code
+			default:
+				refused[engine.Partition{Topic: topic, Number: number}] = code
+			}
+		}
+	}
+	return refused, nil
+}
+
+// fetchOffsets asks for the committed offsets of a topic. The answer reaches the
+// membership on the connection.
+func (g *group) fetchOffsets(topic string, partitions []int32) error {
+	request := &sarama.OffsetFetchRequest{Version: 1, ConsumerGroup: g.name}
+	for _, partition := range partitions {
+		request.AddPartition(topic, partition)
+	}
+	broker, err := g.coordinator()
+	if err != nil {
+		return err
+	}
+	answer, err := broker.FetchOffset(request)
+	if err != nil {
+		g.mindCoordinator(broker, err)
+		return err
+	}
+	for _, partition := range partitions {
+		block := answer.GetBlock(topic, partition)
+		if block == nil {
+			return sarama.ErrIncompleteResponse
+		}
+		if block.Err != sarama.ErrNoError {
+			return block.Err
+		}
+	}
+	return nil
+}
+
+// coordinator is a connection of our own for the group protocol. On the engine's,
+// which carries its fetches too, a heartbeat waits behind a fetch's long poll.
+func (g *group) coordinator() (*sarama.Broker, error) {
+	known, err := g.inner.Coordinator(g.name)
+	if err != nil {
+		return nil, err
+	}
+	g.brokerMu.Lock()
+	defer g.brokerMu.Unlock()
+	if g.broker == nil || g.broker.Addr() != known.Addr() {
+		if old := g.broker; old != nil {
+			g.routines.Go(func() { _ = old.Close() }) // waits for what is under way there
+		}
+		g.broker = sarama.NewBroker(known.Addr())
+	}
+	if err := g.broker.Open(g.groupConfig); err != nil && !errors.Is(err, sarama.ErrAlreadyConnected) {
+		return nil, err
+	}
+	return g.broker, nil
+}
+
+// leaveEarly takes back a JoinGroup or SyncGroup that waits for other members: a
+// LeaveGroup on another connection makes the broker answer it. Otherwise the engine
+// would wait with it, and a member that never answers would stay in the group for a
+// whole session, holding partitions that nobody reads.
+func (g *group) leaveEarly() {
+	id, waiting := g.member.waiting()
+	if !waiting || g.left == id {
+		return
+	}
+	known, err := g.inner.Coordinator(g.name)
+	if err != nil {
+		return // tried again at the next tick
+	}
+	g.left = id
+	broker := sarama.NewBroker(known.Addr())
+	if err := broker.Open(g.dataConfig); err != nil {
+		return
+	}
+	defer func() { _ = broker.Close() }()
+	if _, err := broker.LeaveGroup(&sarama.LeaveGroupRequest{GroupId: g.name, MemberId: id}); err != nil {
+		g.left = ""
+	}
+}

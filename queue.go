@@ -1,0 +1,149 @@
+package kgroup
+
+// A lane's queue, between the goroutine that dispatches and the lane's worker.
+
+import (
+	"sync"
+
+	"github.com/kgroup-go/kgroup/internal/engine"
+)
+
+// A queue holds the messages of a lane that the engine has delivered and the worker
+// has not taken. It is filled by one goroutine and emptied by another.
+type queue struct {
+	limit int
+	wake  chan struct{} // the worker waits on it while the queue is empty
+	room  chan struct{}
+
+	mu     sync.Mutex
+	ring   []engine.Record
+	head   int
+	size   int
+	full   bool // put has reported it, room not yet
+	idle   bool // the worker waits
+	closed bool
+	last   int64 // offset of the last message delivered; -1: none
+
+	batch []engine.Record // the worker's, reused
+}
+
+// batchSize is how many messages the worker takes at once. They count as queued
+// until they are handed to the handler, hence the subtraction in newQueue.
+const batchSize = 32
+
+func newQueue(limit int) queue {
+	batch := max(1, min(batchSize, limit/4))
+	return queue{
+		limit: max(1, limit-batch),
+		wake:  make(chan struct{}, 1),
+		room:  make(chan struct{}, 1),
+		batch: make([]engine.Record, batch),
+		last:  -1,
+	}
+}
+
+func (q *queue) put(records []engine.Record) (full bool) {
+	q.mu.Lock()
+	if q.closed || len(records) == 0 {
+		full = q.full && !q.closed
+		q.mu.Unlock()
+		return full
+	}
+	q.grow(len(records))
+	for _, r := range records {
+		q.ring[(q.head+q.size)&(len(q.ring)-1)] = r
+		q.size++
+	}
+	q.last = records[len(records)-1].Offset()
+	q.full = q.size >= q.limit
+	full = q.full
+	wake := q.idle
+	q.idle = false
+	q.mu.Unlock()
+	if wake {
+		q.wake <- struct{}{} // never blocks: one token for each time idle was set
+	}
+	return full
+}
+
+// grow makes room for n more; the ring's size is a power of two. It grows beyond
+// the limit only by what was fetched in one piece and cannot be given back.
+func (q *queue) grow(n int) {
+	if q.size+n <= len(q.ring) {
+		return
+	}
+	length := max(16, len(q.ring))
+	for length < q.size+n {
+		length *= 2
+	}
+	ring := make([]engine.Record, length)
+	for i := range q.size {
+		ring[i] = q.ring[(q.head+i)&(len(q.ring)-1)]
+	}
+	q.ring, q.head = ring, 0
+}
+
+// take returns the oldest messages, at least one, waiting for it if need be, or nil
+// when the lane is sealed. What it returned before is void.
+func (q *queue) take(sealed <-chan struct{}) []engine.Record {
+	for {
+		q.mu.Lock()
+		if n := min(q.size, len(q.batch)); n > 0 && !q.closed {
+			batch := q.batch[:n]
+			for i := range batch {
+				at := (q.head + i) & (len(q.ring) - 1)
+				batch[i], q.ring[at] = q.ring[at], nil
+			}
+			q.head = (q.head + n) & (len(q.ring) - 1)
+			q.size -= n
+			signal := q.full && q.size < q.limit
+			if signal {
+				q.full = false
+			}
+			q.mu.Unlock()
+			if signal {
+				q.signalRoom()
+			}
+			return batch
+		}
+		q.idle = true
+		q.mu.Unlock()
+		select {
+		case <-q.wake:
+		case <-sealed:
+			return nil
+		}
+	}
+}
+
+// close throws away what is queued and whatever comes.
+func (q *queue) close() {
+	q.mu.Lock()
+	q.closed = true
+	q.ring, q.head, q.size = nil, 0, 0
+	q.mu.Unlock()
+	q.signalRoom()
+}
+
+func (q *queue) signalRoom() {
+	select {
+	case q.room <- struct{}{}:
+	default:
+	}
+}
+
+func (q *queue) len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.size
+}
+
+// end is the offset after the last message delivered, or start.
+func (q *queue) end(start int64) int64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.last < 0 {
+		return start
+	}
+	return q.last + 1
+}
