@@ -136,7 +136,7 @@ func (a *assignment) Assigned(ctx context.Context, number int64, claims []engine
 	}
 	if err := a.commitFresh(ctx, g); err != nil {
 		a.Error(fmt.Errorf("commit where the group begins: %w", err))
-		seal()
+		g.discard()
 		return nil
 	}
 	if a.hooks.Assign != nil {
@@ -145,8 +145,8 @@ func (a *assignment) Assigned(ctx context.Context, number int64, claims []engine
 		}
 	}
 	if !a.open(ctx, g) {
-		seal()
 		a.revoked(g.lanes)
+		g.discard()
 		return nil
 	}
 	lanes := make([]engine.Lane, len(g.lanes))
@@ -271,9 +271,17 @@ func (a *assignment) Seal(number int64) {
 
 // close seals the lanes: their workers end after the message they are at.
 func (g *generation) close() {
-	g.seal()
 	for _, l := range g.lanes {
-		l.queue.close()
+		l.close()
+	}
+	g.seal()
+}
+
+// discard ends a generation that was never opened.
+func (g *generation) discard() {
+	g.close()
+	for _, l := range g.lanes {
+		l.cancel(ErrPartitionLost)
 	}
 }
 
@@ -357,6 +365,9 @@ func (a *assignment) Lost(number int64, cause error) {
 		return
 	}
 	g.close()
+	a.mu.Lock()
+	a.setState(Rebalancing)
+	a.mu.Unlock()
 	a.log.Error("partitions lost", "error", cause)
 	err := fmt.Errorf("%w: %w", ErrPartitionLost, cause)
 	a.abandon(g.lanes, err)
@@ -388,7 +399,9 @@ func (a *assignment) over(g *generation, err error) {
 // still at work become orphans.
 func (a *assignment) abandon(lanes []*lane, cause error) {
 	for _, l := range lanes {
-		l.cancel(cause)
+		l.cancel(cause) // all of them before the first hook, which may take its time
+	}
+	for _, l := range lanes {
 		if !isClosed(l.done) {
 			a.mu.Lock()
 			a.orphans[l.partition] = l

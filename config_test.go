@@ -151,6 +151,7 @@ func TestValidateFindsAllMistakesAtOnce(t *testing.T) {
 		Brokers: []string{"", "ok:1", "h"},
 		Topics: Topics{
 			"bad name":  {},
+			"bad-näme":  {Handler: HandlerFunc(nop)},
 			"orders":    {Handler: HandlerFunc(nil), Queue: -1, Retry: Retry{-1, -1}},
 			"^orders-e": {Handler: HandlerFunc(nop)},
 			"^orders-":  {Handler: HandlerFunc(nop)},
@@ -167,7 +168,7 @@ func TestValidateFindsAllMistakesAtOnce(t *testing.T) {
 	}
 	want := []string{
 		"Brokers[0]", "Brokers[2]", "Group",
-		`Topics["bad name"]`, `Topics["^orders-"]`,
+		`Topics["bad name"]`, `Topics["bad-näme"]`, `Topics["^orders-"]`,
 		`Topics["bad name"].Handler`, `Topics["orders"].Handler`, `Topics["orders"].Queue`,
 		`Topics["orders"].Retry.MinBackoff`, `Topics["orders"].Retry.MaxBackoff`,
 		"ClientID", "Mode", "Start", "Isolation", "CommitInterval",

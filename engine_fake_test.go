@@ -29,12 +29,12 @@ import (
 type fakeEngine struct {
 	joined   chan struct{} // closed by Start
 	refusal  chan error
-	startErr error                             // Start returns it
-	leaving  func(ctx context.Context) error   // Leave, if not nil
-	answer   func(a *fakeCommit) error         // what becomes of a commit; it may set refused and take its time
-	marks    map[engine.Partition]int64        // HighWatermarks
-	holds    func() (engine.Partition, bool)   // Held, if not nil
-	onCommit func(engine.Partition, int64)     // called with each offset that is acknowledged
+	startErr error                           // Start returns it
+	leaving  func(ctx context.Context) error // Leave, if not nil
+	answer   func(a *fakeCommit) error       // what becomes of a commit; it may set refused and take its time
+	marks    map[engine.Partition]int64      // HighWatermarks
+	holds    func() (engine.Partition, bool) // Held, if not nil
+	onCommit func(engine.Partition, int64)   // called with each offset that is acknowledged
 
 	session engine.Session
 
@@ -229,6 +229,13 @@ func (e *fakeEngine) acknowledged(p engine.Partition) int64 {
 	return -1
 }
 
+// metadata is what was committed beside the offset.
+func (e *fakeEngine) metadata(p engine.Partition) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.committed[p].Metadata
+}
+
 func (e *fakeEngine) commitCount() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -417,16 +424,43 @@ type rig struct {
 	on func(ctx context.Context, msg Message) error
 }
 
+// A gate keeps a handler waiting, with or without regard for its context. The end of
+// the test opens it, so that one that has failed can end.
+type gate struct {
+	open   func()
+	opened chan struct{}
+}
+
+func (r *rig) gate() gate {
+	opened := make(chan struct{})
+	open := sync.OnceFunc(func() { close(opened) })
+	r.t.Cleanup(open)
+	return gate{open, opened}
+}
+
+// wait ignores whatever happens to the handler.
+func (g gate) wait() { <-g.opened }
+
+// waitFor returns the cause if ctx ends first.
+func (g gate) waitFor(ctx context.Context) error {
+	select {
+	case <-g.opened:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // withRig runs body in a synctest bubble, on a consumer of the topics orders and
 // refunds that has started and has no assignment yet. What was started must have
 // ended when body has returned and Run's context was cancelled.
-func withRig(t *testing.T, change func(cfg *Config), body func(r *rig)) {
+func withRig(t *testing.T, change func(cfg *Config), body func(t *testing.T, r *rig)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, change)
 		r.run(t.Context())
-		body(r)
-		r.stop()
+		body(t, r)
+		_, _ = r.stop()
 	})
 }
 
@@ -453,7 +487,8 @@ func newRig(t *testing.T, change func(cfg *Config)) *rig {
 }
 
 func (r *rig) run(ctx context.Context) {
-	ctx, r.cancel = context.WithCancel(ctx)
+	ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx)) // t.Context ends before the cleanup
+	r.t.Cleanup(func() { _, _ = r.stop() })
 	go func() {
 		defer close(r.done)
 		r.err = r.consumer.Run(ctx)
@@ -471,7 +506,9 @@ func (r *rig) stop() (took time.Duration, err error) {
 
 func (r *rig) handle(ctx context.Context, msg Message) (err error) {
 	r.history.add("handle %s/%d@%d#%d", msg.Topic, msg.Partition, msg.Offset, msg.Attempt)
-	defer func() { r.history.add("returned %s/%d@%d#%d: %v", msg.Topic, msg.Partition, msg.Offset, msg.Attempt, err) }()
+	defer func() {
+		r.history.add("returned %s/%d@%d#%d: %v", msg.Topic, msg.Partition, msg.Offset, msg.Attempt, err)
+	}()
 	if r.on == nil {
 		return nil
 	}

@@ -135,12 +135,13 @@ func decodeJSON[T any](_ context.Context, msg Message) (value T, err error) {
 }
 
 // handle makes one attempt. It is the only place that recovers: all of a user's
-// code that decides about a message runs below it.
-func handle(ctx context.Context, h Handler, msg Message) (err error) {
+// code that decides about a message runs below it. (A pointer, because a Message is
+// large: the handler's own copy is enough.)
+func handle(ctx context.Context, h Handler, msg *Message) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = &PanicError{Value: v, Stack: debug.Stack()}
 		}
 	}()
-	return h.Handle(ctx, msg)
+	return h.Handle(ctx, *msg)
 }

@@ -6,7 +6,8 @@ package kgroup
 // the goroutine that does the step, and delays it: Assign delays the partition's
 // first message, Revoke the whole group's rebalance. No two hooks run at once for
 // one partition. A hook is not protected: one that panics ends the process, as any
-// bug does.
+// bug does. RebalanceCompleted, Assign and Commit must not call Consumer.Commit, which
+// would wait for what they delay.
 type Hooks struct {
 	// RebalanceStarted is called when a rebalance begins, before anything is given
 	// up, with what this member owns (nothing at the first one).
@@ -39,7 +40,8 @@ type Hooks struct {
 
 	// Blocked is called once for a message that keeps its partition from going on:
 	// its handler's error was Permanent, or its backoff has reached Retry.MaxBackoff.
-	// Unblocked is called when such a message was settled or its partition given up.
+	// Unblocked is called when such a message was settled, or its worker has ended
+	// because the partition is given up.
 	Blocked   func(err *HandlerError)
 	Unblocked func(topic string, partition int32, offset int64)
 

@@ -26,6 +26,7 @@ type lane struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	sealed <-chan struct{}
+	closed atomic.Bool     // before sealed is closed: what the worker looks at for each message
 	after  <-chan struct{} // the worker does not start before it is closed: see orphans in assignment.go
 	done   chan struct{}   // closed when the worker has returned
 
@@ -91,7 +92,7 @@ func (l *lane) work() {
 // finish handles one message until it is settled. It reports false if the lane is
 // at its end.
 func (l *lane) finish(record engine.Record) bool {
-	if isClosed(l.sealed) {
+	if l.closed.Load() {
 		return false
 	}
 	msg := l.message(record)
@@ -104,11 +105,14 @@ func (l *lane) finish(record engine.Record) bool {
 		err := errGoexit
 		if !l.attempting {
 			l.attempting = true
-			err = handle(l.ctx, l.topic.Handler, msg)
+			err = handle(l.ctx, l.topic.Handler, &msg)
 		}
 		l.attempting = false
-		o := l.topic.Retry.settle(err, msg.Attempt, l.ctx.Err() != nil)
-		switch o {
+		if err == nil { // settle would say so too, but it wants to know more
+			l.settle(msg.Offset)
+			return true
+		}
+		switch o := l.topic.Retry.settle(err, msg.Attempt, l.ctx.Err() != nil); o {
 		case done:
 			l.settle(msg.Offset)
 			return true
@@ -228,6 +232,12 @@ func (l *lane) intern(key []byte) string {
 		l.headers[s] = s
 	}
 	return s
+}
+
+// close seals the lane, but for the sealed channel: that is the generation's.
+func (l *lane) close() {
+	l.closed.Store(true)
+	l.queue.close()
 }
 
 // due is what is to be committed for the lane, if there is anything.

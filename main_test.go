@@ -125,6 +125,9 @@ func (a *api) typ(typ *doc.Type) {
 	case *ast.StructType:
 		a.add("type "+typ.Name+" struct", true, typ.Doc != "")
 		for _, field := range t.Fields.List {
+			if len(field.Names) == 0 {
+				a.add("embeds "+typ.Name+" "+a.print(field.Type), false, true)
+			}
 			for _, name := range field.Names {
 				if name.IsExported() {
 					a.add("field "+typ.Name+"."+name.Name+" "+a.print(field.Type), false, true)

@@ -343,17 +343,17 @@ func distinct(a, b *syntax.Prog, avoid []string) []rune {
 	insts := slices.Concat(a.Inst, b.Inst)
 	seen := map[string]bool{}
 	for _, r := range topicAlphabet {
-		behaviour := strconv.FormatBool(syntax.IsWordChar(r))
+		behaviour := strconv.AppendBool(nil, syntax.IsWordChar(r))
 		for i, inst := range insts {
 			if inst.MatchRune(r) { // never, if the instruction takes no character
-				behaviour += "," + strconv.Itoa(i)
+				behaviour = strconv.AppendInt(append(behaviour, ','), int64(i), 10)
 			}
 		}
 		if strings.ContainsRune(internalPrefix, r) || slices.ContainsFunc(avoid, func(s string) bool { return strings.ContainsRune(s, r) }) {
-			behaviour = string(r)
+			behaviour = []byte(string(r))
 		}
-		if !seen[behaviour] {
-			seen[behaviour] = true
+		if !seen[string(behaviour)] {
+			seen[string(behaviour)] = true
 			kept = append(kept, r)
 		}
 	}

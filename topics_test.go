@@ -96,6 +96,8 @@ func TestOverlaps(t *testing.T) {
 		{name: "a named topic and others", a: "^a", b: "^ab", named: []string{"ab"}, want: "aba"},
 		{name: "a named topic and one like it", a: "^a[bc]$", b: "^a[bc]$|^zz", named: []string{"ab"}, want: "ac"},
 		{name: "internal names and one like them", a: "^[_A]_b$", b: "^[_A]_[bc]$", want: "A_b"},
+		{name: "internal names and others alike", a: "^[_A]{2}b$", b: "^[_A]{2}[bc]$", want: "_Ab"},
+		{name: "word boundary after either", a: `^[a-]\bb$`, b: "^[a-]b$", want: "-b"},
 		{name: "only dots in common", a: `^[.x]{1,2}$`, b: `^[.y]{1,2}$`},
 		{name: "only too long names in common", a: "^[ab]{250,}$", b: "^[ac]{250,}$"},
 		{name: "everything", a: "^", b: "^x$", want: "x"},
@@ -226,14 +228,15 @@ func FuzzOverlapWitness(f *testing.F) {
 func TestNearest(t *testing.T) {
 	existing := []string{"refunds", "orders", "order", "payments.v2", "payments.v1", "t1", "customer-addresses"}
 	for name, want := range map[string]string{
-		"oders":         "orders",
-		"Orders":        "orders",
-		"refnuds":       "refunds",
-		"payments-v3":   "payments.v1", // v2 is as near: the first in the alphabet
-		"invoices":      "",
-		"customer-addr": "", // five edits
-		"t2":            "", // too short to guess
-		"":              "",
+		"oders":                  "orders",
+		"Orders":                 "orders",
+		"refnuds":                "refunds",
+		"payments-v3":            "payments.v1", // v2 is as near: the first in the alphabet
+		"invoices":               "",
+		"customer-addr":          "", // five edits, more than a third
+		"customer-addresses-eu1": "", // four edits
+		"t2":                     "", // too short to guess
+		"":                       "",
 	} {
 		got, ok := nearest(name, existing)
 		assert.Equal(t, want, got, name)

@@ -168,7 +168,7 @@ func (b *Broker) use(fn func() error) error {
 //
 // Its faults and controls see the requests of this package too: Produce and
 // Metadata of [Broker.Produce], Fetch of [Broker.Messages] and
-// [Broker.WaitCommitted], and a Heartbeat of version 4 each 100 ms for a member
+// [Broker.WaitCommitted], and a Heartbeat of version 4 each 50 ms for a member
 // that waits in JoinGroup or SyncGroup.
 func (b *Broker) Cluster() *kfake.Cluster { return b.cluster }
 

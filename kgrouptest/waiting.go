@@ -32,7 +32,7 @@ import (
 // member that waits.
 const (
 	shortestSession = 300 * time.Millisecond
-	prolongInterval = shortestSession / 3
+	prolongInterval = shortestSession / 6
 )
 
 // rebalanceTimeoutOfV0 is a kfake control that changes the request and lets it pass.

@@ -3,6 +3,7 @@ package wire
 import (
 	"io"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -143,5 +144,25 @@ func TestUnreadableRequestIsNotObserved(t *testing.T) {
 		require.NoError(t, err)
 		assert.Empty(t, told.told())
 		assert.Empty(t, c.pending)
+	}
+}
+
+// Newer versions are not read: their answers may have tagged fields. Negative ones
+// do not exist.
+func TestOtherVersionsAreNotRead(t *testing.T) {
+	for key, newest := range readable {
+		answer := key.Response()
+		answer.SetVersion(newest)
+		assert.False(t, answer.IsFlexible(), "%s v%d", key.Name(), newest)
+		for version, want := range map[int16]bool{-1: false, 0: true, newest: true, newest + 1: false} {
+			req := key.Request()
+			req.SetVersion(version)
+			nobody := []byte{0xff, 0xff} // the client id: null
+			p := requestOf(req, req.AppendTo(nobody))
+			r, body, ok := parseRequest(p, time.Now())
+			require.True(t, ok)
+			r.tellSent(&recorder{}, body)
+			assert.Equal(t, want, r.observed, "%s v%d", key.Name(), version)
+		}
 	}
 }

@@ -123,12 +123,10 @@ func (n *Network) connect(network, addr string) (net.Conn, error) {
 
 	select {
 	case r := <-results:
-		if r.err != nil && ctx.Err() != nil {
-			// The dial func gave up because of us: say why, not how.
-			return nil, dialError(addr, context.Cause(ctx))
-		}
 		return r.conn, r.err
 	case <-ctx.Done():
+		// Heard before the dial func gives up because of it: its own error would not
+		// say why.
 		return nil, dialError(addr, context.Cause(ctx))
 	}
 }

@@ -37,12 +37,14 @@ func TestDataConnectionsAreUntouched(t *testing.T) {
 	c, err := n.Data().Dial("tcp", listener.Addr().String())
 	require.NoError(t, err)
 	assert.Equal(t, 1, n.Open())
-	_, err = c.Write([]byte("no frame"))
+	sent := append(requestFrame(heartbeat(0, "m", 7), 1), "and no frame"...)
+	_, err = c.Write(sent)
 	require.NoError(t, err)
-	got := make([]byte, 8)
+	got := make([]byte, len(sent))
 	_, err = io.ReadFull(c, got)
 	require.NoError(t, err)
-	assert.Equal(t, "no frame", string(got))
+	assert.Equal(t, sent, got)
+	assert.IsType(t, &conn{}, c, "nothing that reads along")
 
 	require.NoError(t, c.Close())
 	require.NoError(t, c.Close(), "closed twice")
@@ -51,7 +53,7 @@ func TestDataConnectionsAreUntouched(t *testing.T) {
 
 func TestDialerIsHarmlessInALog(t *testing.T) {
 	n := NewNetwork(pipes, time.Second)
-	assert.Equal(t, "kgroup kgroup", fmt.Sprintf("%s %v", n.Data(), n.Group(&recorder{}, Limits{})))
+	assert.Equal(t, "kgroup kgroup", fmt.Sprint(n.Data(), " ", n.Group(&recorder{}, Limits{})))
 }
 
 func TestDialError(t *testing.T) {
@@ -122,11 +124,14 @@ func TestLateConnectionIsClosed(t *testing.T) {
 func TestCloseCutsEverything(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := make(chan struct{})
-		n := NewNetwork(func(ctx context.Context, network, addr string) (net.Conn, error) {
+		var others []net.Conn // the brokers' ends
+		n := NewNetwork(func(_ context.Context, _, addr string) (net.Conn, error) {
 			if addr == "slow" {
 				<-slow
 			}
-			return pipes(ctx, network, addr)
+			c, other := net.Pipe()
+			others = append(others, other)
+			return c, nil
 		}, time.Minute)
 
 		data, err := n.Data().Dial("tcp", "b:1")
@@ -156,10 +161,16 @@ func TestCloseCutsEverything(t *testing.T) {
 		close(slow)
 		synctest.Wait()
 		assert.Zero(t, n.Open(), "the dial that came too late")
+		require.Len(t, others, 3)
+		for _, other := range others {
+			_, err := other.Read(make([]byte, 1))
+			require.ErrorIs(t, err, io.EOF)
+		}
 
 		_, err = n.Data().Dial("tcp", "b:1")
 		require.ErrorIs(t, err, net.ErrClosed)
 		require.ErrorContains(t, err, "dial b:1: ")
+		assert.Len(t, others, 3, "the dial func is not called any more")
 		n.Close()
 		require.NoError(t, data.Close())
 		require.NoError(t, group.Close())
@@ -169,13 +180,15 @@ func TestCloseCutsEverything(t *testing.T) {
 // A dial that heeds its context fails with its own words, which would hide why.
 func TestCloseIsTheReasonOfACancelledDial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := NewNetwork(func(ctx context.Context, _, _ string) (net.Conn, error) {
-			<-ctx.Done()
-			return nil, errors.New("operation was canceled")
-		}, time.Minute)
-		time.AfterFunc(time.Second, n.Close)
-		_, err := n.Data().Dial("tcp", "b:1")
-		require.ErrorIs(t, err, net.ErrClosed)
+		for range 200 { // Close and the dial func are heard in an order that may differ
+			n := NewNetwork(func(ctx context.Context, _, _ string) (net.Conn, error) {
+				<-ctx.Done()
+				return nil, errors.New("operation was canceled")
+			}, time.Minute)
+			time.AfterFunc(time.Second, n.Close)
+			_, err := n.Data().Dial("tcp", "b:1")
+			require.ErrorIs(t, err, net.ErrClosed)
+		}
 	})
 }
 
