@@ -73,7 +73,7 @@ fuzz: ## run every fuzz target of every module for FUZZTIME (5m)
 		for target in $$targets; do \
 			found=yes; \
 			echo "$$package $$target for $(FUZZTIME)"; \
-			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzzminimizetime 10x -fuzztime $(FUZZTIME) "$$package"; \
 		done; \
 	done; \
 	if [ -z "$$found" ]; then echo "make fuzz: no fuzz target found" >&2; exit 1; fi

@@ -271,9 +271,9 @@ func TestLargeAnswersPass(t *testing.T) {
 				_, err := c.Write(requestFrame(heartbeat(0, "m", 7+i), 1+i))
 				require.NoError(t, err)
 			}
-			got, err := readAll(c, 1<<20)
+			n, err := io.Copy(io.Discard, c)
 			require.NoError(t, err)
-			assert.Len(t, got, 4+tt.size+10)
+			assert.EqualValues(t, 4+tt.size+10, n)
 			assert.Equal(t, tt.want, told.told())
 		})
 	}
