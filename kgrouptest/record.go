@@ -86,7 +86,8 @@ func (b *Broker) Produce(topic string, records ...Record) error {
 }
 
 // ProduceWith is [Broker.Produce] with compression or in a transaction. The records
-// of one call and partition are one batch, if they fit into a megabyte.
+// of one call share batches, of up to a megabyte or the topic's max.message.bytes;
+// how many to a batch is not defined.
 func (b *Broker) ProduceWith(how How, topic string, records ...Record) error {
 	return b.use(func() error {
 		if err := b.produce(how, topic, records); err != nil {
@@ -99,8 +100,8 @@ func (b *Broker) ProduceWith(how How, topic string, records ...Record) error {
 var transactions atomic.Int64 // for ids of their own: one id twice would fence the first
 
 func (b *Broker) produce(how How, topic string, records []Record) error {
-	partitions := len(b.cluster.PartitionInfos(topic))
-	if partitions == 0 {
+	info, partitions := b.cluster.TopicInfo(topic), len(b.cluster.PartitionInfos(topic))
+	if info == nil || partitions == 0 {
 		return kerr.UnknownTopicOrPartition
 	}
 	out := make([]*kgo.Record, len(records))
@@ -118,8 +119,7 @@ func (b *Broker) produce(how How, topic string, records []Record) error {
 	opts := []kgo.Opt{
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.ProducerBatchCompression(how.Codec.codec()),
-		kgo.ManualFlushing(), // one batch, not the first record alone and then the rest
-		kgo.MaxBufferedRecords(len(records) + 1),
+		kgo.ProducerBatchMaxBytes(batchLimit(info)),
 		kgo.RecordRetries(0),
 	}
 	if how.Transaction == NoTransaction {
@@ -146,6 +146,17 @@ func (b *Broker) produce(how How, topic string, records []Record) error {
 		return err
 	}
 	return client.EndTransaction(ctx, kgo.TransactionEndTry(how.Transaction == Commit))
+}
+
+// batchLimit is the topic's max.message.bytes, if it is a size the client can do.
+func batchLimit(topic *kfake.TopicInfo) int32 {
+	const standard, smallest, largest = 1_000_012, 512, 64 << 20
+	if set := topic.Configs["max.message.bytes"]; set != nil {
+		if n, err := strconv.Atoi(*set); err == nil {
+			return int32(min(max(n, smallest), largest))
+		}
+	}
+	return standard
 }
 
 // send returns the first error in the order of the records.

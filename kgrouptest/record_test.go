@@ -75,8 +75,7 @@ func TestCodecs(t *testing.T) {
 	}
 
 	var onTheWire []uint8 // Kafka's numbers: 0 none, 1 gzip, 2 snappy, 3 lz4, 4 zstd
-	var sizes batchSizes
-	client := consume(t, b, kgo.ConsumeTopics("orders"), kgo.WithHooks(&sizes))
+	client := consume(t, b, kgo.ConsumeTopics("orders"))
 	for ctx := within(t); len(onTheWire) < 2*len(codecs); {
 		fetches := client.PollFetches(ctx)
 		require.NoError(t, ctx.Err())
@@ -85,16 +84,6 @@ func TestCodecs(t *testing.T) {
 		}
 	}
 	assert.Equal(t, []uint8{0, 0, 1, 1, 2, 2, 3, 3, 4, 4}, onTheWire)
-	client.Close()
-	assert.Equal(t, batchSizes{2, 2, 2, 2, 2}, sizes, "each call is one batch")
-}
-
-// batchSizes is a hook of a client: how many records each batch had, of one
-// partition, and so never two at once.
-type batchSizes []int
-
-func (s *batchSizes) OnFetchBatchRead(_ kgo.BrokerMetadata, _ string, _ int32, m kgo.FetchBatchMetrics) {
-	*s = append(*s, m.NumRecords)
 }
 
 func TestTransactions(t *testing.T) {
@@ -121,20 +110,33 @@ func TestTransactions(t *testing.T) {
 // More than one batch, and more than one fetch.
 func TestManyRecords(t *testing.T) {
 	b := kgrouptest.Start(t, kgrouptest.Topic{Name: "orders", Partitions: 2})
-	records := make([]kgrouptest.Record, 30_000)
+	records := make([]kgrouptest.Record, 60_000)
 	for i := range records {
-		records[i].Value = fmt.Appendf(nil, "%0200d", i)
+		records[i].Value = fmt.Appendf(nil, "%0100d", i)
 	}
 	require.NoError(t, b.Produce("orders", records...))
 	messages, err := b.Messages("orders")
 	require.NoError(t, err)
 	require.Len(t, messages, len(records))
 	for i, m := range messages {
-		partition, offset := i/15_000, i%15_000
+		partition, offset := i/30_000, i%30_000
 		require.Equal(t, int32(partition), m.Partition)
 		require.Equal(t, int64(offset), m.Offset)
 		require.Equal(t, records[2*offset+partition].Value, m.Value)
 	}
+}
+
+func TestLargeRecord(t *testing.T) {
+	b := kgrouptest.Start(t,
+		kgrouptest.Topic{Name: "plain"},
+		kgrouptest.Topic{Name: "large", Configs: map[string]string{"max.message.bytes": "4000000"}})
+	large := kgrouptest.Record{Value: make([]byte, 3_000_000)}
+	require.ErrorIs(t, b.Produce("plain", large), kerr.MessageTooLarge)
+	require.NoError(t, b.Produce("large", large, large))
+	messages, err := b.Messages("large")
+	require.NoError(t, err)
+	require.Len(t, messages, 2)
+	assert.Len(t, messages[1].Value, 3_000_000)
 }
 
 func TestMessagesOfNoTopic(t *testing.T) {
