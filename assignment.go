@@ -41,6 +41,7 @@ type assignment struct {
 	state   State
 	since   time.Time
 	said    map[string]time.Time // errors logged lately, by text
+	tellers map[engine.Partition]chan struct{}
 }
 
 // A generation is one period of membership: the lanes between two rebalances.
@@ -67,6 +68,7 @@ func newAssignment(ctx context.Context, cfg Config, topics *matcher, e engine.En
 		state:   Starting,
 		since:   time.Now(),
 		said:    map[string]time.Time{},
+		tellers: map[engine.Partition]chan struct{}{},
 	}
 	a.committer = newCommitter(e, cfg.Hooks, a.Error)
 	return a
@@ -141,7 +143,7 @@ func (a *assignment) Assigned(ctx context.Context, number int64, claims []engine
 	}
 	if a.hooks.Assign != nil {
 		for _, l := range g.lanes {
-			a.hooks.Assign(l.partition.Topic, l.partition.Number, l.start)
+			l.tell(func() { a.hooks.Assign(l.partition.Topic, l.partition.Number, l.start) })
 		}
 	}
 	if !a.open(ctx, g) {
@@ -161,7 +163,7 @@ func (a *assignment) Assigned(ctx context.Context, number int64, claims []engine
 // that, a rebalance before the first commit would begin at newer messages still,
 // and skip what lies between.
 func (a *assignment) commitFresh(ctx context.Context, g *generation) error {
-	err := a.committer.commitUntil(ctx, g, false)
+	err := a.committer.commitUntil(ctx, g, a.committer.failed)
 	if err != nil && ctx.Err() == nil && !errors.Is(err, engine.ErrGone) {
 		return nil // refused for single partitions: reported, and tried again every CommitInterval
 	}
@@ -175,12 +177,10 @@ func (a *assignment) open(ctx context.Context, g *generation) bool {
 	if ctx.Err() != nil || a.stopped {
 		return false
 	}
+	maps.DeleteFunc(a.orphans, func(_ engine.Partition, orphan *lane) bool { return isClosed(orphan.done) })
 	for _, l := range g.lanes {
 		if orphan := a.orphans[l.partition]; orphan != nil {
 			l.after = orphan.done
-			if isClosed(orphan.done) {
-				delete(a.orphans, l.partition)
-			}
 		}
 	}
 	a.current, a.outcome = g, nil
@@ -195,9 +195,12 @@ func (a *assignment) open(ctx context.Context, g *generation) bool {
 }
 
 func (a *assignment) newLane(sealed context.Context, g *generation, claim engine.Claim) *lane {
-	topic, _, err := a.topics.match(claim.Topic)
+	topic, name, err := a.topics.match(claim.Topic)
 	log := a.log.With("topic", claim.Topic, "partition", claim.Number)
-	if err != nil { // two patterns: nobody knows whose message it is
+	if err == nil && name == "" {
+		err = fmt.Errorf("topic %s was assigned, but no handler is configured for it", claim.Topic)
+	}
+	if err != nil { // that, or two patterns match: nobody knows whose message it is
 		topic = Topic{Handler: refuse(err), Queue: 1, Retry: Retry{MinBackoff: time.Second, MaxBackoff: 30 * time.Second}}
 	}
 	env, err := parseEnvelope(claim.Metadata)
@@ -215,8 +218,10 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 		done:      make(chan struct{}),
 		log:       log,
 		hooks:     &a.hooks,
-		telling:   make(chan struct{}, 1),
+		telling:   a.teller(claim.Partition),
+		frontier:  frontier{next: -1},
 	}
+	l.queue.yield = claim.Single
 	l.ctx, l.cancel = context.WithCancelCause(a.values)
 	l.settled.Store(-1)
 	l.committed.Store(-1)
@@ -233,15 +238,24 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 	return l
 }
 
+// teller is what lanes of one partition take turns with when they call hooks.
+func (a *assignment) teller(p engine.Partition) chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.tellers[p] == nil {
+		a.tellers[p] = make(chan struct{}, 1)
+	}
+	return a.tellers[p]
+}
+
 // commitLane returns when the lane's frontier has been committed, or the lane was
 // sealed: then its drain commits it.
 func (a *assignment) commitLane(sealed context.Context, g *generation, l *lane) {
-	for l.committed.Load() < l.settled.Load() && sealed.Err() == nil {
-		err := a.committer.commitUntil(sealed, g, false)
-		if err == nil || sealed.Err() != nil {
-			continue
+	for {
+		_ = a.committer.commitUntil(sealed, g, a.committer.failed) // reported there
+		if l.committed.Load() >= l.settled.Load() || sealed.Err() != nil {
+			return
 		}
-		a.Error(fmt.Errorf("commit: %w", err))
 		timer := time.NewTimer(time.Second) // refused, or the loss of the generation is about to be noticed
 		select {
 		case <-timer.C:
@@ -297,16 +311,20 @@ func (a *assignment) Revoke(number int64, cancelAt, until time.Time) {
 	}
 	ctx, cancel := context.WithDeadline(context.Background(), until)
 	defer cancel()
-	if err := a.drain(ctx, g, cancelAt, ErrPartitionLost); err != nil {
+	if err := a.drain(ctx, g, cancelAt, time.Time{}, ErrPartitionLost); err != nil {
 		a.Error(err)
 	}
 }
 
-// drain seals g, waits for the handlers at work, and commits. At cancelAt they are
-// cancelled with cause; when ctx ends they are given up: their lanes become
-// orphans. Whoever comes second (a rebalance during the shutdown) waits for the
+// commitTime is what a rebalance's drain has for its last commit if the last handler
+// has returned late; the budget of a drain leaves it out.
+const commitTime = time.Second
+
+// drain seals g, waits for the handlers at work, and commits, until commitBy (zero:
+// until ctx ends, or commitTime). At cancelAt they are cancelled with cause; when ctx ends they are given up: their
+// lanes become orphans. Whoever comes second (a rebalance during the shutdown) waits for the
 // outcome of the first.
-func (a *assignment) drain(ctx context.Context, g *generation, cancelAt time.Time, cause error) error {
+func (a *assignment) drain(ctx context.Context, g *generation, cancelAt, commitBy time.Time, cause error) error {
 	g.close()
 	cancel := time.AfterFunc(time.Until(cancelAt), func() {
 		for _, l := range g.lanes {
@@ -323,9 +341,21 @@ func (a *assignment) drain(ctx context.Context, g *generation, cancelAt time.Tim
 		}
 		break
 	}
+	if commitBy.IsZero() {
+		commitBy, _ = ctx.Deadline()
+		if least := time.Now().Add(commitTime); commitBy.Before(least) {
+			commitBy = least
+		}
+	}
+	commit, stop := context.WithDeadline(context.WithoutCancel(ctx), commitBy)
+	defer stop()
 	if !a.end(g) {
-		<-g.over
-		return g.err
+		select {
+		case <-g.over:
+			return g.err
+		case <-commit.Done():
+			return errors.New("kgroup: the last commit before the partitions are given up has not been answered")
+		}
 	}
 	var orphans, drained []*lane
 	for _, l := range g.lanes {
@@ -335,25 +365,14 @@ func (a *assignment) drain(ctx context.Context, g *generation, cancelAt time.Tim
 			orphans = append(orphans, l)
 		}
 	}
-	a.abandon(orphans, cause)
+	a.abandon(orphans, cause, 0)
 	a.revoked(drained)
-	commit, stop := context.WithTimeout(context.WithoutCancel(ctx), max(time.Second, timeLeft(ctx)))
-	defer stop()
-	err := a.committer.commitUntil(commit, g, false)
+	err := a.committer.commitUntil(commit, g, nil)
 	if err != nil {
 		err = fmt.Errorf("kgroup: last commit before the partitions are given up: %w", err)
 	}
 	a.over(g, err)
 	return err
-}
-
-// timeLeft is what a context's deadline leaves.
-func timeLeft(ctx context.Context) time.Duration {
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		return 0
-	}
-	return time.Until(deadline)
 }
 
 // Lost implements [engine.Session].
@@ -370,7 +389,7 @@ func (a *assignment) Lost(number int64, cause error) {
 	a.mu.Unlock()
 	a.log.Error("partitions lost", "error", cause)
 	err := fmt.Errorf("%w: %w", ErrPartitionLost, cause)
-	a.abandon(g.lanes, err)
+	a.abandon(g.lanes, err, lostGrace)
 	a.over(g, err)
 }
 
@@ -395,14 +414,36 @@ func (a *assignment) over(g *generation, err error) {
 	close(g.over)
 }
 
+// lostGrace is what the handlers of a lost generation have to return in before they
+// are said not to have: enough for one that looks at its context.
+const lostGrace = 100 * time.Millisecond
+
+func waitAtMost(d time.Duration, lanes []*lane) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	for _, l := range lanes {
+		if !isClosed(l.after) {
+			continue
+		}
+		select {
+		case <-l.done:
+		case <-timer.C:
+			return
+		}
+	}
+}
+
 // abandon cancels the lanes' handlers and gives the lanes up. Those whose handler is
 // still at work become orphans.
-func (a *assignment) abandon(lanes []*lane, cause error) {
+func (a *assignment) abandon(lanes []*lane, cause error, grace time.Duration) {
 	for _, l := range lanes {
 		l.cancel(cause) // all of them before the first hook, which may take its time
 	}
+	if grace > 0 {
+		waitAtMost(grace, lanes)
+	}
 	for _, l := range lanes {
-		if !isClosed(l.done) {
+		if isClosed(l.after) && !isClosed(l.done) { // else it is idle, or waits for an orphan itself
 			a.mu.Lock()
 			a.orphans[l.partition] = l
 			a.mu.Unlock()
@@ -419,13 +460,13 @@ func (a *assignment) revoked(lanes []*lane) {
 	for _, l := range lanes {
 		l.cancel(ErrPartitionLost)
 		if a.hooks.Revoke != nil {
-			a.hooks.Revoke(l.partition.Topic, l.partition.Number, l.position())
+			l.tell(func() { a.hooks.Revoke(l.partition.Topic, l.partition.Number, l.position()) })
 		}
 	}
 }
 
 // shutdown drains for good.
-func (a *assignment) shutdown(ctx context.Context, cancelAt time.Time) error {
+func (a *assignment) shutdown(ctx context.Context, cancelAt, commitBy time.Time) error {
 	a.mu.Lock()
 	a.stopped = true
 	a.setState(Stopping)
@@ -433,7 +474,7 @@ func (a *assignment) shutdown(ctx context.Context, cancelAt time.Time) error {
 	a.mu.Unlock()
 	var errs []error
 	if g != nil {
-		errs = append(errs, a.drain(ctx, g, cancelAt, ErrShutdownTimeout))
+		errs = append(errs, a.drain(ctx, g, cancelAt, commitBy, ErrShutdownTimeout))
 	}
 	a.mu.Lock()
 	orphans := maps.Clone(a.orphans)
@@ -442,6 +483,8 @@ func (a *assignment) shutdown(ctx context.Context, cancelAt time.Time) error {
 		select {
 		case <-orphans[p].done:
 		case <-ctx.Done():
+		}
+		if !isClosed(orphans[p].done) {
 			errs = append(errs, fmt.Errorf("kgroup: the handler of %v has not returned after its context was cancelled; it was at or after offset %d, which is not committed", p, orphans[p].position()))
 		}
 	}
@@ -466,7 +509,7 @@ func (a *assignment) commit(ctx context.Context) error {
 				return context.Cause(ctx)
 			}
 		}
-		err := a.committer.commitUntil(ctx, g, false)
+		err := a.committer.commitUntil(ctx, g, a.committer.failed)
 		if !errors.Is(err, engine.ErrGone) {
 			return err
 		}
@@ -488,8 +531,8 @@ func (a *assignment) tick(ctx context.Context, all bool) {
 	if g == nil {
 		return
 	}
-	if err := a.committer.commit(ctx, g, all); err != nil && ctx.Err() == nil && !errors.Is(err, engine.ErrGone) {
-		a.Error(fmt.Errorf("commit: %w", err))
+	if err := a.committer.commit(ctx, g, all); err != nil && ctx.Err() == nil {
+		a.committer.failed(err)
 	}
 }
 

@@ -114,7 +114,7 @@ func (c *Consumer) shutdown(a *assignment, group engine.Engine) error {
 	c.log.Info("consumer stops", "shutdown_timeout", c.config.ShutdownTimeout)
 	drain, cancel := context.WithDeadline(context.Background(), end.Add(-reserve*3/5))
 	defer cancel()
-	err := a.shutdown(drain, began.Add(grace))
+	err := a.shutdown(drain, began.Add(grace), end.Add(-reserve*3/10))
 	leave, cancel := context.WithDeadline(context.Background(), end)
 	defer cancel()
 	if left := group.Leave(leave); left != nil {

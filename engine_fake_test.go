@@ -31,7 +31,6 @@ type fakeEngine struct {
 	refusal  chan error
 	startErr error                           // Start returns it
 	leaving  func(ctx context.Context) error // Leave, if not nil
-	answer   func(a *fakeCommit) error       // what becomes of a commit; it may set refused and take its time
 	marks    map[engine.Partition]int64      // HighWatermarks
 	holds    func() (engine.Partition, bool) // Held, if not nil
 	onCommit func(engine.Partition, int64)   // called with each offset that is acknowledged
@@ -39,6 +38,7 @@ type fakeEngine struct {
 	session engine.Session
 
 	mu        sync.Mutex
+	answers   func(a *fakeCommit) error
 	number    int64 // of the last generation
 	open      bool  // it may commit
 	slot      context.Context
@@ -89,14 +89,14 @@ func (e *fakeEngine) Commit(ctx context.Context, generation int64, offsets []eng
 	}
 	e.mu.Lock()
 	e.commits = append(e.commits, a)
-	gone := !e.open || e.number != generation
+	gone, answers := !e.open || e.number != generation, e.answers
 	e.mu.Unlock()
 	if gone {
 		a.err = engine.ErrGone
 		return nil, a.err
 	}
-	if e.answer != nil {
-		a.err = e.answer(a)
+	if answers != nil {
+		a.err = answers(a)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -195,6 +195,14 @@ func (e *fakeEngine) lose(cause error) {
 	e.mu.Unlock()
 	e.endSlot()
 	e.session.Lost(number, cause)
+}
+
+// answer says what becomes of the commits from now on; f may set refused and take its
+// time. Nil: they are acknowledged at once.
+func (e *fakeEngine) answer(f func(c *fakeCommit) error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.answers = f
 }
 
 // attempts are the commits asked for so far, each as "[t] orders/0@7 refunds/1@3",

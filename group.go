@@ -68,6 +68,7 @@ type term struct {
 	number  int64
 	member  wire.Member
 	current map[string][]int32
+	sealed  bool
 	lost    bool
 }
 
@@ -165,9 +166,9 @@ func (g *group) loop() {
 	consumers := map[engine.Partition]cluster.PartitionConsumer{}
 	var lastNotification *cluster.Notification
 	for {
-		var messages <-chan *sarama.ConsumerMessage // nil: nothing is dispatched
 		if g.config.Mode == Multiplex && routes.open {
-			messages = g.consumer.Messages()
+			g.poll(routes)
+			continue
 		}
 		select {
 		case ack := <-g.seals:
@@ -193,12 +194,6 @@ func (g *group) loop() {
 				g.collect(consumers, n.Current)
 				g.open(routes, consumers, engine.Change{Current: n.Current, Claimed: n.Claimed, Released: n.Released})
 				clear(consumers)
-			}
-		case m, ok := <-messages:
-			if ok {
-				g.dispatch(routes, m)
-			} else {
-				routes.open = false
 			}
 		}
 	}
@@ -256,6 +251,9 @@ func (g *group) collect(consumers map[engine.Partition]cluster.PartitionConsumer
 // others deliver already.
 func (g *group) open(routes *routes, consumers map[engine.Partition]cluster.PartitionConsumer, change engine.Change) {
 	claims := g.levers.claims(change.Current)
+	for i := range claims {
+		claims[i].Single = g.config.Mode == Multiplex
+	}
 	me, _ := g.member.current()
 	g.mu.Lock()
 	g.terms++
@@ -283,6 +281,9 @@ func (g *group) sealed(routes *routes) {
 	routes.clear()
 	g.mu.Lock()
 	gen := g.gen
+	if gen != nil {
+		gen.sealed = true
+	}
 	g.slot, g.endSlot = context.WithCancel(context.Background())
 	g.mu.Unlock()
 	if gen != nil {
@@ -294,7 +295,7 @@ func (g *group) sealed(routes *routes) {
 func (g *group) isOpen() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.gen != nil && g.slot.Err() == nil
+	return g.gen != nil && !g.gen.sealed && g.slot.Err() == nil
 }
 
 // mustRejoin reports whether the open generation was lost. Then the engine must not

@@ -1,33 +1,28 @@
 package kgroup
 
 // Dispatching in Multiplex mode: the messages of all partitions come on one
-// channel, which group.loop reads.
+// channel, which group.loop reads while a generation is open.
 
 import (
 	"fmt"
-	"runtime"
 
 	"github.com/Shopify/sarama"
 
 	"github.com/kgroup-go/kgroup/internal/engine"
 )
 
-// routes are the lanes that the dispatcher delivers to, in Multiplex mode. What it
-// has polled is held here until the engine has nothing more at hand: waking a lane's
-// worker for each message would cost more than the message.
+// routes are the lanes that the dispatcher delivers to.
 type routes struct {
 	open   bool
 	topics map[string][]*route // by partition
 	topic  string              // the last one, and its routes
 	last   []*route
-	filled []*route
-	held   int
+	one    [1]engine.Record // what is being delivered
 }
 
 type route struct {
 	partition engine.Partition
 	lane      engine.Lane
-	records   []engine.Record
 }
 
 func newRoutes() *routes { return &routes{topics: map[string][]*route{}} }
@@ -57,67 +52,44 @@ func (r *routes) find(m *sarama.ConsumerMessage) *route {
 	return r.last[m.Partition]
 }
 
-// maxHeld is how many messages the dispatcher polls before it delivers them.
-const maxHeld = 64
-
-// dispatch delivers a message, and with it those that the engine has at hand.
-func (g *group) dispatch(routes *routes, m *sarama.ConsumerMessage) {
-	g.hold(routes, m)
-	for yielded := false; routes.held < maxHeld; {
-		select {
-		case m, ok := <-g.consumer.Messages():
-			if !ok {
-				routes.open = false
-				return
-			}
-			g.hold(routes, m)
-			yielded = false
-			continue
-		default:
-		}
-		if yielded {
-			break
-		}
-		runtime.Gosched() // lets those of the engine's goroutines run that have a message to send
-		yielded = true
-	}
-	for _, r := range routes.filled {
-		full := r.lane.Deliver(r.records)
-		clear(r.records)
-		r.records = r.records[:0]
-		if full && !g.waitForRoom(routes, r) {
+// poll takes one message, or a seal. Nothing else can come while a generation is
+// open: the engine passes the drain point before it sends a notification, and
+// closes its messages before anything else. (Each further channel in this select
+// costs a tenth of the throughput, and so does taking several messages at a time:
+// the engine's goroutines then park for each of them.)
+func (g *group) poll(routes *routes) {
+	select {
+	case m, ok := <-g.consumer.Messages():
+		if !ok {
+			routes.open = false
 			return
 		}
+		g.dispatch(routes, m)
+	case ack := <-g.seals:
+		g.sealed(routes)
+		close(ack)
 	}
-	routes.filled, routes.held = routes.filled[:0], 0
 }
 
-// hold keeps a polled message for its lane.
-func (g *group) hold(routes *routes, m *sarama.ConsumerMessage) {
+// dispatch delivers a message to its lane, and waits while that is full: the engine
+// offers no way to stop one partition, so all others wait too. A seal ends it.
+func (g *group) dispatch(routes *routes, m *sarama.ConsumerMessage) {
 	r := routes.find(m)
 	if r == nil {
 		g.session.Error(fmt.Errorf("message of %s/%d at %d was delivered without an assignment; it is not handled, and not committed", m.Topic, m.Partition, m.Offset))
 		return
 	}
-	if len(r.records) == 0 {
-		routes.filled = append(routes.filled, r)
+	routes.one[0] = record{m}
+	if full := r.lane.Deliver(routes.one[:]); !full {
+		return
 	}
-	r.records = append(r.records, record{m})
-	routes.held++
-}
-
-// waitForRoom waits until a full lane has room, and keeps all others waiting: the
-// engine offers no way to stop one partition. A seal ends it; it reports false then.
-func (g *group) waitForRoom(routes *routes, r *route) bool {
 	g.held.Store(&r.partition)
 	defer g.held.Store(nil)
 	select {
 	case <-r.lane.Room():
-		return true
 	case ack := <-g.seals:
 		g.sealed(routes)
 		close(ack)
-		return false
 	}
 }
 

@@ -35,6 +35,8 @@ type reader struct {
 	lane     engine.Lane
 	records  []engine.Record
 	patience time.Duration // left for the batch that is being read
+	taking   bool          // this batch is being taken into a full queue,
+	taken    bool          // and so was the one before it
 	done     int           // messages handled while the lane was last waited for,
 	took     time.Duration // and how long that was
 }
@@ -43,7 +45,7 @@ const (
 	readSize = 256
 	// patience is how long a fetched batch may wait for its lane, and so hold up the
 	// other partitions of its broker.
-	patience = 50 * time.Millisecond
+	patience = 100 * time.Millisecond
 	// betweenBatches tells a new batch from the rest of one: the engine has to fetch it
 	// first, while the rest of one is at hand.
 	betweenBatches = 500 * time.Microsecond
@@ -74,6 +76,7 @@ func (r *reader) next() (m *sarama.ConsumerMessage, ok bool) {
 		m, ok = <-r.source.Messages()
 		if time.Since(began) > betweenBatches {
 			r.patience = patience
+			r.taking, r.taken = false, r.taking
 		}
 	}
 	return m, ok
@@ -107,15 +110,18 @@ func (r *reader) wait() bool {
 		select {
 		case <-r.lane.Room():
 			r.patience -= time.Since(began)
+			r.taken = false
 			return true
 		case <-timer.C:
 			r.patience = 0
 			r.done, r.took = queued-r.lane.Len(), time.Since(began)
 		}
 	}
-	if r.behind() < ahead {
+	if !r.taken && r.behind() < ahead {
+		r.taking = true
 		return true
 	}
+	r.taking, r.taken = false, false
 	return r.pause()
 }
 
@@ -133,7 +139,7 @@ func (r *reader) pause() bool {
 	p := partitionOf(r.source)
 	r.source.Pause()
 	defer r.source.Resume()
-	ticker := time.NewTicker(patience)
+	ticker := time.NewTicker(patience / 2)
 	defer ticker.Stop()
 	began, queued := time.Now(), r.lane.Len()
 	for {

@@ -31,9 +31,9 @@ func (g *group) watch(ctx context.Context) {
 		case <-ticker.C:
 		case <-g.member.changed:
 		}
-		gone, due := g.member.check(time.Now(), interval)
+		me, gone, due := g.member.check(time.Now(), interval)
 		if gone != nil {
-			g.lose(gone)
+			g.lose(me, gone)
 		}
 		if due {
 			select {
@@ -51,14 +51,16 @@ func (g *group) watch(ctx context.Context) {
 	}
 }
 
-// lose tells the session, once, that the open generation is lost.
-func (g *group) lose(cause error) {
+// lose tells the session, once, that the generation of a member is lost.
+func (g *group) lose(me wire.Member, cause error) {
 	g.mu.Lock()
 	gen := g.gen
-	first := gen != nil && !gen.lost
+	first := gen != nil && !gen.lost && gen.member == me
 	if first {
 		gen.lost = true
-		g.endSlot()
+		if !gen.sealed { // else the slot is the next generation's
+			g.endSlot()
+		}
 	}
 	g.mu.Unlock()
 	if first {
@@ -105,11 +107,31 @@ func (g *group) Commit(ctx context.Context, generation int64, offsets []engine.O
 	if gen == nil || gen.number != generation || gen.member != me || !member {
 		return nil, engine.ErrGone
 	}
+	type result struct {
+		refused map[engine.Partition]error
+		err     error
+	}
+	answered := make(chan result, 1)
+	g.routines.Go(func() { // requests know no context; this one ends with its connection's deadline
+		refused, err := g.commitTwice(ctx, me, offsets)
+		answered <- result{refused, err}
+	})
+	select {
+	case r := <-answered:
+		return r.refused, r.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// commitTwice commits, and a second time without metadata where that is too large:
+// the offset counts, what is said beside it does not.
+func (g *group) commitTwice(ctx context.Context, me wire.Member, offsets []engine.Offset) (map[engine.Partition]error, error) {
 	refused, err := g.commit(me, offsets, true)
 	if err != nil {
 		return nil, err
 	}
-	var again []engine.Offset // the offset counts, what is said beside it does not
+	var again []engine.Offset
 	for _, o := range offsets {
 		if errors.Is(refused[o.Partition], sarama.ErrOffsetMetadataTooLarge) {
 			again = append(again, o)
@@ -156,6 +178,11 @@ func (g *group) commit(me wire.Member, offsets []engine.Offset, metadata bool) (
 		return nil, err
 	}
 	refused := map[engine.Partition]error{}
+	for _, o := range offsets {
+		if _, answered := answer.Errors[o.Topic][o.Number]; !answered {
+			return nil, sarama.ErrIncompleteResponse
+		}
+	}
 	for topic, partitions := range answer.Errors {
 		for number, code := range partitions {
 			switch code {

@@ -4,12 +4,13 @@ package kgroup
 // calls handle for each attempt; the attempt's result goes on to settle.go.
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -128,11 +129,31 @@ func decodeJSON[T any](_ context.Context, msg Message) (value T, err error) {
 	if msg.Value == nil {
 		return value, nil
 	}
-	if err := json.NewDecoder(bytes.NewReader(msg.Value)).Decode(&value); err != nil {
-		return value, Permanent(fmt.Errorf("decode JSON of %s/%d at %d: %w", msg.Topic, msg.Partition, msg.Offset, err))
+	if err := json.Unmarshal(msg.Value, &value); err != nil {
+		return value, Permanent(fmt.Errorf("decode JSON of %s/%d at %d: %w", msg.Topic, msg.Partition, msg.Offset, &jsonError{err}))
 	}
 	return value, nil
 }
+
+// A jsonError says what is wrong without a word of the value, which the errors of
+// encoding/json quote: it ends up in logs.
+type jsonError struct{ err error }
+
+func (e *jsonError) Error() string {
+	var syntax *json.SyntaxError
+	var mismatch *json.UnmarshalTypeError
+	switch {
+	case errors.As(e.err, &syntax):
+		return fmt.Sprintf("not JSON at byte %d", syntax.Offset)
+	case errors.As(e.err, &mismatch):
+		kind, _, _ := strings.Cut(mismatch.Value, " ")
+		return fmt.Sprintf("a JSON %s at byte %d does not fit %s %s", kind, mismatch.Offset, mismatch.Field, mismatch.Type)
+	default:
+		return fmt.Sprintf("refused by %T", e.err)
+	}
+}
+
+func (e *jsonError) Unwrap() error { return e.err }
 
 // handle makes one attempt. It is the only place that recovers: all of a user's
 // code that decides about a message runs below it. (A pointer, because a Message is

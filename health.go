@@ -3,6 +3,7 @@ package kgroup
 // What a probe, or a person at night, asks a running consumer.
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -57,6 +58,8 @@ type LaneHealth struct {
 	// BlockedSince when it failed first. Nil while the lane goes on.
 	Blocked      *HandlerError
 	BlockedSince time.Time
+
+	held bool // no retry soon will help
 }
 
 // blockedFor is how long a message may fail before Err says so: a failure that the
@@ -75,7 +78,7 @@ func (h Health) Err() error {
 		return fmt.Errorf("kgroup: handlers that were cancelled have not returned: %v", h.Stuck)
 	}
 	for _, l := range h.Lanes {
-		if l.Blocked != nil && (isPermanent(l.Blocked) || time.Since(l.BlockedSince) >= blockedFor) {
+		if l.Blocked != nil && (l.held || time.Since(l.BlockedSince) >= blockedFor) {
 			return l.Blocked
 		}
 	}
@@ -103,6 +106,9 @@ func (a *assignment) health(e engine.Engine) Health {
 	for _, l := range g.lanes {
 		h.Lanes = append(h.Lanes, l.health(marks))
 	}
+	slices.SortFunc(h.Lanes, func(a, b LaneHealth) int {
+		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
+	})
 	return h
 }
 
@@ -119,7 +125,7 @@ func (l *lane) health(marks map[engine.Partition]int64) LaneHealth {
 		h.HighWatermark = mark
 	}
 	if b := l.blocked.Load(); b != nil {
-		h.Blocked, h.BlockedSince = b.err, b.since
+		h.Blocked, h.BlockedSince, h.held = b.err, b.since, b.held
 	}
 	return h
 }

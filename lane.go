@@ -30,8 +30,9 @@ type lane struct {
 	after  <-chan struct{} // the worker does not start before it is closed: see orphans in assignment.go
 	done   chan struct{}   // closed when the worker has returned
 
-	// The worker's: what it has taken, the attempt it is at, and whether that attempt
-	// is under way. They outlive a worker whose handler ended its goroutine.
+	// The worker's: what it has taken, the attempt it is at with the first of that (0:
+	// none yet), and whether that attempt is under way. They outlive a worker whose
+	// handler ended its goroutine.
 	batch      []engine.Record
 	attempt    int
 	attempting bool
@@ -47,7 +48,7 @@ type lane struct {
 	headers map[string]string // header keys seen, so that they are not allocated each time
 	log     *slog.Logger
 	hooks   *Hooks
-	telling chan struct{} // holds a value while a hook is called
+	telling chan struct{} // holds a value while a hook is called, for any lane of the partition
 }
 
 // blocked says what keeps a lane from going on.
@@ -96,7 +97,7 @@ func (l *lane) finish(record engine.Record) bool {
 		return false
 	}
 	msg := l.message(record)
-	if !l.attempting {
+	if l.attempt == 0 {
 		l.attempt = 1
 		l.frontier.deliver(msg.Offset)
 	}
@@ -135,6 +136,7 @@ func (l *lane) settle(offset int64) {
 	if l.blocked.Load() != nil {
 		l.unblock()
 	}
+	l.attempt = 0
 	l.frontier.settle(offset)
 	l.settled.Store(l.frontier.next)
 	if l.everyMessage != nil {
@@ -187,8 +189,8 @@ func (l *lane) unblock() {
 	}
 }
 
-// tell calls a hook, never two at once for one lane: the loss of a partition is told
-// by another goroutine than its worker's.
+// tell calls a hook, never two at once for one partition: its loss is told by another
+// goroutine than its worker's, and an orphan may outlive several lanes.
 func (l *lane) tell(hook func()) {
 	l.telling <- struct{}{}
 	defer func() { <-l.telling }()

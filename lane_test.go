@@ -326,6 +326,21 @@ func TestQueueRoom(t *testing.T) {
 	assert.EqualValues(t, 5, q.end(0))
 }
 
+// The engine delivers for all partitions: it must not wait for the worker of one.
+func TestQueueTakesWithoutWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(100)
+		taken := begin(func() { q.take(make(chan struct{})) })
+		require.False(t, isClosed(taken))
+		for i := range int64(50) {
+			q.put(someRecords(i, 1))
+			synctest.Wait()
+		}
+		require.True(t, isClosed(taken))
+		assert.Equal(t, 49, q.len())
+	})
+}
+
 func TestClosedQueue(t *testing.T) {
 	q := newQueue(2)
 	sealed := make(chan struct{})

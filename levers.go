@@ -47,6 +47,8 @@ type place struct {
 	oldest, newest int64
 	unknown        bool // no broker could tell: the partition has no leader, or it cannot be reached
 	fresh          bool
+	gone           bool  // the committed offset was not between oldest and newest,
+	end            int64 // which was this
 }
 
 func newLevers(inner sarama.Client, g *group) *levers {
@@ -229,6 +231,11 @@ func (l *levers) GetOffset(topic string, partition int32, at int64) (int64, erro
 	if known.unknown && has {
 		known.oldest = min(offset, committed.Offset)
 	}
+	if has && !known.unknown && !known.gone && (committed.Offset < offset || committed.Offset > known.newest) {
+		// The engine asks again, to begin at the oldest; by then the committed offset may
+		// lie within the range, but it begins there all the same.
+		known.gone, known.end = true, known.newest
+	}
 	return known.oldest, nil
 }
 
@@ -328,12 +335,12 @@ func (l *levers) claims(current map[string][]int32) []engine.Claim {
 			case at.fresh:
 				claim.Offset, claim.Fresh = at.newest, true
 				claim.Metadata = envelope{initial: l.initial[topic]}.String()
-			case has && (at.unknown || at.oldest <= committed.Offset && committed.Offset <= at.newest):
+			case has && !at.gone:
 				claim.Offset, claim.Committed, claim.Metadata = committed.Offset, true, committed.Metadata
 			case has && committed.Offset < at.oldest:
 				gone = append(gone, fmt.Errorf("%v: the committed offset %d is gone, and so are %d messages: going on at the oldest, %d", p, committed.Offset, at.oldest-committed.Offset, at.oldest))
 			case has:
-				gone = append(gone, fmt.Errorf("%v: the committed offset %d lies beyond the end of the partition, %d (was it truncated, or the topic recreated?): going on at the oldest message, %d", p, committed.Offset, at.newest, at.oldest))
+				gone = append(gone, fmt.Errorf("%v: the committed offset %d lies beyond the end of the partition, %d (was it truncated, or the topic recreated?): going on at the oldest message, %d", p, committed.Offset, at.end, at.oldest))
 			}
 			claims = append(claims, claim)
 		}

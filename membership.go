@@ -164,15 +164,15 @@ func (m *membership) lost(of wire.Member, cause error) {
 	}
 }
 
-// check looks at the clock. It returns why the member has lost its session, and
-// whether a heartbeat is due: none was sent for longer than an interval.
-func (m *membership) check(now time.Time, interval time.Duration) (gone error, due bool) {
+// check looks at the clock. It returns who we are, why the session is lost if it is,
+// and whether a heartbeat is due: none was sent for longer than an interval.
+func (m *membership) check(now time.Time, interval time.Duration) (me wire.Member, gone error, due bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.member && m.gone == nil && now.Sub(m.alive) > m.session {
 		m.gone = fmt.Errorf("no heartbeat was answered for %v", m.session)
 	}
-	return m.gone, m.member && m.gone == nil && now.Sub(m.sent) > interval
+	return m.me, m.gone, m.member && m.gone == nil && now.Sub(m.sent) > interval
 }
 
 // current is who we are, and whether we are a member now.

@@ -190,13 +190,16 @@ func (e *refusedError) Error() string { return e.err.Error() }
 func (e *refusedError) Unwrap() error { return e.err }
 
 // commitUntil commits g until it has worked, was refused, or ctx ends. Between
-// attempts it waits a little longer each time.
-func (c *committer) commitUntil(ctx context.Context, g *generation, all bool) error {
+// attempts it waits a little longer each time, and tells failed, if not nil.
+func (c *committer) commitUntil(ctx context.Context, g *generation, failed func(error)) error {
 	wait := 50 * time.Millisecond
 	for {
-		err := c.commit(ctx, g, all)
+		err := c.commit(ctx, g, false)
 		if err == nil || errors.Is(err, engine.ErrGone) || errors.As(err, new(*refusedError)) || ctx.Err() != nil {
 			return err
+		}
+		if failed != nil {
+			failed(err)
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -206,6 +209,14 @@ func (c *committer) commitUntil(ctx context.Context, g *generation, all bool) er
 			return err
 		}
 		wait = min(2*wait, time.Second)
+	}
+}
+
+// failed reports a commit that will be made again, unless it is known: a refusal has
+// been reported, a loss will be by the engine.
+func (c *committer) failed(err error) {
+	if !errors.As(err, new(*refusedError)) && !errors.Is(err, engine.ErrGone) {
+		c.report(fmt.Errorf("commit: %w", err))
 	}
 }
 

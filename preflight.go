@@ -43,7 +43,7 @@ func (g *group) preflight(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	var reached *sarama.Broker
+	var reached []*sarama.Broker
 	var failures []error
 	var releases []string
 	for _, p := range probes {
@@ -54,10 +54,10 @@ func (g *group) preflight(ctx context.Context) error {
 		if err := p.apis.check(); err != nil {
 			return fmt.Errorf("kgroup: broker %s: %w", p.addr, err)
 		}
-		reached = p.broker
+		reached = append(reached, p.broker)
 		releases = append(releases, fmt.Sprintf("%s: %s", p.addr, p.apis.release()))
 	}
-	if reached == nil {
+	if len(reached) == 0 {
 		return fmt.Errorf("kgroup: no broker can be reached (are the addresses right, is the cluster up, does it expect TLS or SASL?): %w", errors.Join(failures...))
 	}
 	for _, err := range failures {
@@ -95,22 +95,36 @@ func (g *group) probe(addr string) (*sarama.Broker, apis, error) {
 	return broker, found, nil
 }
 
+// describe asks for topics, one broker after the other until one answers; for all
+// topics if none are named.
+func (g *group) describe(brokers []*sarama.Broker, topics ...string) ([]*sarama.TopicMetadata, error) {
+	var errs []error
+	for _, broker := range brokers {
+		answer, err := broker.GetMetadata(&sarama.MetadataRequest{Version: 5, Topics: topics})
+		if err == nil {
+			return answer.Topics, nil
+		}
+		errs = append(errs, fmt.Errorf("kgroup: ask %s for the topics: %w", broker.Addr(), err))
+	}
+	return nil, errors.Join(errs...)
+}
+
 // checkTopics names the topics that do not exist, and what they may be meant for.
-func (g *group) checkTopics(broker *sarama.Broker) error {
+func (g *group) checkTopics(brokers []*sarama.Broker) error {
 	names := g.topics.names()
 	if len(names) == 0 {
-		return nil // only patterns; an empty list would ask for all topics
+		return nil // only patterns: there is nothing that has to exist
 	}
-	answer, err := broker.GetMetadata(&sarama.MetadataRequest{Version: 5, Topics: names})
+	topics, err := g.describe(brokers, names...)
 	if err != nil {
-		return fmt.Errorf("kgroup: ask %s for the topics: %w", broker.Addr(), err)
+		return err
 	}
 	var errs []error
-	for _, topic := range answer.Topics {
+	for _, topic := range topics {
 		switch topic.Err {
 		case sarama.ErrNoError, sarama.ErrLeaderNotAvailable:
 		case sarama.ErrUnknownTopicOrPartition:
-			errs = append(errs, g.unknownTopic(broker, topic.Name))
+			errs = append(errs, g.unknownTopic(brokers, topic.Name))
 		default:
 			errs = append(errs, fmt.Errorf("kgroup: topic %q: %w", topic.Name, topic.Err))
 		}
@@ -119,13 +133,13 @@ func (g *group) checkTopics(broker *sarama.Broker) error {
 	return errors.Join(errs...)
 }
 
-func (g *group) unknownTopic(broker *sarama.Broker, name string) error {
-	all, err := broker.GetMetadata(&sarama.MetadataRequest{Version: 5})
+func (g *group) unknownTopic(brokers []*sarama.Broker, name string) error {
+	all, err := g.describe(brokers)
 	if err != nil {
 		return fmt.Errorf("kgroup: topic %q does not exist", name)
 	}
 	var existing []string
-	for _, topic := range all.Topics {
+	for _, topic := range all {
 		existing = append(existing, topic.Name)
 	}
 	if near, ok := nearest(name, existing); ok {

@@ -1,0 +1,81 @@
+//go:build unix
+
+// Command bench measures kgroup, always as a ratio: what it is compared with runs
+// alternately with it, in the same minutes and on the same machine. Run it from a
+// clone:
+//
+//	go run ./bench overhead          what kgroup costs over a bare loop
+//	go run ./bench settings          the engine settings with which a bare loop is fastest
+//
+// Each takes -h.
+package main
+
+// The commands. What a measurement is made of: broker.go has the topic that is
+// read, contender.go the loops that read it, each in a process of its own,
+// meter.go the numbers taken there, rounds.go the order of play, stats.go and
+// report.go what is made of the numbers.
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+type command struct {
+	name, does string
+	run        func(ctx context.Context, args []string, stdout, stderr io.Writer) error
+}
+
+func commands() []command {
+	return []command{
+		{"overhead", "what kgroup costs over a bare loop", overhead},
+		{"settings", "the engine settings with which a bare loop is fastest", settings},
+	}
+}
+
+func main() { os.Exit(status(os.Args[1:])) }
+
+// status runs one command and returns the exit status.
+func status(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, args, os.Stdout, os.Stderr)
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, flag.ErrHelp):
+		return 2
+	default:
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 1
+	}
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) > 0 {
+		if args[0] == contenderCommand {
+			return contend(ctx, args[1:], stdout)
+		}
+		for _, c := range commands() {
+			if c.name == args[0] {
+				return c.run(ctx, args[1:], stdout, stderr)
+			}
+		}
+	}
+	usage := "usage: go run ./bench <command> [flags]\n"
+	for _, c := range commands() {
+		usage += fmt.Sprintf("  %-10s %s\n", c.name, c.does)
+	}
+	if _, err := io.WriteString(stderr, usage); err != nil {
+		return err
+	}
+	if len(args) == 0 {
+		return flag.ErrHelp
+	}
+	return fmt.Errorf("unknown command %q", args[0])
+}

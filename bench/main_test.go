@@ -1,0 +1,149 @@
+//go:build unix
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/kgroup-go/kgroup"
+	"github.com/kgroup-go/kgroup/kgrouptest"
+)
+
+// The contenders run in processes of this program, which in a test is the test.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == contenderCommand {
+		os.Exit(status(os.Args[1:]))
+	}
+	os.Exit(m.Run())
+}
+
+// Everything once, on the embedded broker, with times too short to say anything.
+func TestOverhead(t *testing.T) {
+	profiles := t.TempDir()
+	var out bytes.Buffer
+	err := run(t.Context(), []string{
+		"overhead", "-broker", "embedded", "-rounds", "1", "-duration", "50ms", "-warmup", "1ms",
+		"-records", "160000", "-headers", "-json", "-cpuprofile", profiles,
+	}, &out, t.Output())
+	require.NoError(t, err)
+
+	type line struct {
+		Kind, Mode  string
+		Broker      string
+		Headers     int
+		Runs        map[string]sample
+		Comparisons []comparison
+	}
+	var lines []line
+	for text := range strings.Lines(out.String()) {
+		var l line
+		require.NoError(t, json.Unmarshal([]byte(text), &l), text)
+		lines = append(lines, l)
+	}
+	var kinds []string
+	for _, l := range lines {
+		kinds = append(kinds, l.Kind+" "+l.Mode)
+	}
+	require.Equal(t, []string{"machine ", "round Multiplex", "summary Multiplex", "round Partitions", "summary Partitions"}, kinds)
+	assert.Equal(t, "embedded", lines[0].Broker)
+	assert.Equal(t, 3, lines[0].Headers)
+	for _, at := range []int{1, 3} {
+		require.Len(t, lines[at].Runs, 4)
+		for name, s := range lines[at].Runs {
+			assert.Positive(t, s.Messages, name)
+			assert.Positive(t, s.CPU, name)
+			assert.Positive(t, s.Seconds, name)
+			assert.InDelta(t, float64(s.Messages)/s.Seconds, s.Rate, 1, name)
+		}
+		assert.Len(t, lines[at+1].Comparisons, 3)
+	}
+	for _, name := range []string{"multiplex-kgroup-1.pprof", "partitions-raw-1.pprof"} {
+		assert.FileExists(t, filepath.Join(profiles, name))
+	}
+}
+
+func TestFill(t *testing.T) {
+	b := kgrouptest.Start(t)
+	require.NoError(t, fill(t.Context(), &broker{addrs: b.Addrs()}, topic{Name: "bench", Partitions: 2, PerPartition: 30, Size: 100, Headers: 3}))
+	messages, err := b.Messages("bench")
+	require.NoError(t, err)
+	partitions := map[int32]int{}
+	for _, m := range messages {
+		partitions[m.Partition]++
+		assert.Len(t, m.Value, 100)
+		assert.Len(t, m.Headers, 3)
+	}
+	assert.Equal(t, map[int32]int{0: 30, 1: 30}, partitions)
+}
+
+func TestTextReport(t *testing.T) {
+	var out bytes.Buffer
+	m := match{contenders: contenders(kgroup.Multiplex)}
+	r := round{Mode: "Multiplex", Number: 1, Order: []string{nameKgroup, nameRaw}, Runs: map[string]sample{
+		nameKgroup: {Rate: 1_900_000, CPU: 550, Allocs: 2.5, Bytes: 250},
+		nameRaw:    {Rate: 2_000_000, CPU: 500, Allocs: 2, Bytes: 200, Seconds: 1.5, Cut: true},
+	}}
+	rep := newReport(&out, false)
+	require.NoError(t, rep.machine(&broker{name: "Kafka 0"}, options{rounds: 1, duration: time.Second}))
+	require.NoError(t, rep.round(r))
+	require.NoError(t, rep.summary(summarize(m, []round{r})))
+	assert.Contains(t, out.String(), "broker: Kafka 0")
+	assert.Contains(t, out.String(), "Multiplex 1: kgroup 1.90M/s 550ns, raw 2.00M/s 500ns (cut after 1.5s)\n")
+	assert.Regexp(t, `kgroup against raw, within rounds\n.*median.*\n +messages/s, ratio( +0\.950){5}\n +CPU per message, ratio( +1\.100){5}\n +allocs added per message( +0\.500){5}\n +bytes added per message( +50\.000){5}\n`, out.String())
+	assert.Contains(t, out.String(), "1 runs came to the end of the topic")
+}
+
+// A contender that reads faster than was expected must not be measured while it
+// has nothing left to read.
+func TestMeasureIsCutBeforeTheTopicEnds(t *testing.T) {
+	m := newMeter(2, 1000)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		for n := 0; n < 985 && ctx.Err() == nil; n++ { // the second partition comes near its end
+			m.handle(1, []byte("x"))
+			<-time.After(50 * time.Microsecond)
+		}
+		m.handle(0, nil)
+	}()
+	s, err := m.measure(ctx, window{duration: 20 * time.Second})
+	require.NoError(t, err)
+	assert.True(t, s.Cut)
+	assert.Less(t, s.Seconds, 15.0)
+
+	_, err = m.measure(ctx, window{warmup: time.Second, duration: time.Second})
+	assert.ErrorContains(t, err, "more records are needed")
+}
+
+func TestCommandLine(t *testing.T) {
+	tests := []struct{ args, want string }{
+		{"nonsense", `unknown command "nonsense"`},
+		{"overhead -mode sideways", "want multiplex, partitions or both"},
+		{"overhead -broker rabbit", "want embedded or kafka"},
+		{"overhead -rounds 0", "must be more than zero"},
+		{"settings more", `unexpected argument "more"`},
+		{"contender", "want one argument"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.args, func(t *testing.T) {
+			err := run(t.Context(), strings.Fields(tt.args), io.Discard, io.Discard)
+			assert.ErrorContains(t, err, tt.want)
+		})
+	}
+	var usage bytes.Buffer
+	assert.True(t, errors.Is(run(t.Context(), nil, io.Discard, &usage), flag.ErrHelp))
+	assert.Contains(t, usage.String(), "overhead")
+}

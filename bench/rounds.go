@@ -1,0 +1,103 @@
+//go:build unix
+
+package main
+
+// The order of play. In each round every contender runs once, one after the other;
+// what is reported are comparisons within rounds.
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kgroup-go/kgroup"
+)
+
+// A contender is one way to read the topic.
+type contender struct {
+	name   string
+	kind   string // of job
+	engine engineSettings
+}
+
+// A round holds one run of every contender.
+type round struct {
+	Mode   string            `json:"mode"`
+	Number int               `json:"round"` // from 1
+	Order  []string          `json:"order"`
+	Runs   map[string]sample `json:"runs"`
+}
+
+// A match is what is played: the contenders of one mode, on one broker.
+type match struct {
+	broker     *broker
+	topic      topic
+	mode       kgroup.Mode
+	contenders []contender
+	rounds     int
+	warmup     time.Duration
+	duration   time.Duration
+	profiles   string // folder for CPU profiles; empty: none
+	stderr     io.Writer
+}
+
+// play plays all rounds and tells each as soon as it is over.
+func (m match) play(ctx context.Context, tell func(round) error) ([]round, error) {
+	// The first run would be the one for which the broker compiles its code and
+	// reads its files.
+	if _, err := start(ctx, m.job(m.contenders[0], -1), m.stderr); err != nil {
+		return nil, fmt.Errorf("%v, before the first round: %w", m.mode, err)
+	}
+	var rounds []round
+	for n := range m.rounds {
+		r := round{Mode: m.mode.String(), Number: n + 1, Runs: map[string]sample{}}
+		for _, c := range order(m.contenders, n) {
+			s, err := start(ctx, m.job(c, n), m.stderr)
+			if err != nil {
+				return nil, fmt.Errorf("%v, round %d, %s: %w", m.mode, n+1, c.name, err)
+			}
+			r.Order = append(r.Order, c.name)
+			r.Runs[c.name] = s
+		}
+		rounds = append(rounds, r)
+		if err := tell(r); err != nil {
+			return nil, err
+		}
+	}
+	return rounds, nil
+}
+
+func (m match) job(c contender, n int) job {
+	// A group of its own for each run: it begins at the beginning.
+	id := strings.ToLower(fmt.Sprintf("%v-%s-%d", m.mode, c.name, n+1))
+	j := job{
+		Kind:     c.kind,
+		Mode:     m.mode,
+		Engine:   c.engine,
+		Brokers:  m.broker.addrs,
+		Topic:    m.topic,
+		Group:    "bench-" + id,
+		Warmup:   m.warmup,
+		Duration: m.duration,
+	}
+	if m.profiles != "" && n >= 0 {
+		j.Profile = filepath.Join(m.profiles, id+".pprof")
+	}
+	return j
+}
+
+// order is who runs after whom in round n: forwards and backwards in turn (A B B A),
+// so that a machine that gets slower all the time favours nobody, and beginning with
+// another contender every second round, so that nobody always follows the same one.
+func order(contenders []contender, n int) []contender {
+	k := n / 2 % len(contenders)
+	list := slices.Concat(contenders[k:], contenders[:k])
+	if n%2 == 1 {
+		slices.Reverse(list)
+	}
+	return list
+}

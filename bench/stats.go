@@ -1,0 +1,93 @@
+//go:build unix
+
+package main
+
+// The statistics: quartiles of pairs. A machine that others use is slower in one
+// minute than in the next; numbers of the same round share their minute, so they
+// are compared with each other first, and only the comparisons are summed up.
+
+import (
+	"math"
+	"slices"
+)
+
+// A spread describes a list of numbers.
+type spread struct {
+	N      int     `json:"n"`
+	Min    float64 `json:"min"`
+	Q1     float64 `json:"q1"`
+	Median float64 `json:"median"`
+	Q3     float64 `json:"q3"`
+	Max    float64 `json:"max"`
+}
+
+// spreadOf returns the zero spread for an empty list.
+func spreadOf(list []float64) spread {
+	if len(list) == 0 {
+		return spread{}
+	}
+	sorted := slices.Sorted(slices.Values(list))
+	return spread{
+		N:      len(sorted),
+		Min:    sorted[0],
+		Q1:     quantile(sorted, 0.25),
+		Median: quantile(sorted, 0.5),
+		Q3:     quantile(sorted, 0.75),
+		Max:    sorted[len(sorted)-1],
+	}
+}
+
+// quantile interpolates between the two numbers nearest to p of the way through
+// the list (R's type 7, the default of most tools).
+func quantile(sorted []float64, p float64) float64 {
+	at := p * float64(len(sorted)-1)
+	low := math.Floor(at)
+	i := int(low)
+	if i+1 >= len(sorted) {
+		return sorted[len(sorted)-1]
+	}
+	return sorted[i] + (at-low)*(sorted[i+1]-sorted[i])
+}
+
+// A comparison holds one contender against another, round by round.
+type comparison struct {
+	What    string `json:"what"`
+	Against string `json:"against"`
+
+	Throughput spread `json:"throughput_ratio"`
+	CPU        spread `json:"cpu_per_message_ratio"`
+	Allocs     spread `json:"allocs_added_per_message"`
+	Bytes      spread `json:"bytes_added_per_message"`
+}
+
+// compare pairs the runs of the same round. A round that lacks one of the two is
+// left out.
+func compare(rounds []round, what, against string) comparison {
+	c := comparison{What: what, Against: against}
+	var throughput, cpu, allocs, bytes []float64
+	for _, r := range rounds {
+		x, ok := r.Runs[what]
+		y, also := r.Runs[against]
+		if !ok || !also {
+			continue
+		}
+		throughput = append(throughput, x.Rate/y.Rate)
+		cpu = append(cpu, x.CPU/y.CPU)
+		allocs = append(allocs, x.Allocs-y.Allocs)
+		bytes = append(bytes, x.Bytes-y.Bytes)
+	}
+	c.Throughput, c.CPU = spreadOf(throughput), spreadOf(cpu)
+	c.Allocs, c.Bytes = spreadOf(allocs), spreadOf(bytes)
+	return c
+}
+
+// each returns one number of every run of a contender.
+func each(rounds []round, contender string, number func(sample) float64) spread {
+	var list []float64
+	for _, r := range rounds {
+		if s, ok := r.Runs[contender]; ok {
+			list = append(list, number(s))
+		}
+	}
+	return spreadOf(list)
+}

@@ -1,0 +1,7 @@
+// Package e2e runs one suite of scenarios on the embedded broker and on real Kafka.
+//
+// Each scenario is short and says what happens; what was produced, handled and
+// committed meanwhile is judged afterwards by package history. The scenarios are in
+// the files scenario_*_test.go, what they work with in env_test.go and
+// member_test.go, the brokers in brokers_test.go and brokers_kafka_test.go.
+package e2e

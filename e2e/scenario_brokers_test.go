@@ -1,0 +1,139 @@
+package e2e
+
+// Brokers and connections fail.
+
+import (
+	"context"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/kgroup-go/kgroup"
+)
+
+// All brokers crash and come back under load. The session may be lost meanwhile.
+func brokersCrash(e *env) {
+	topic := e.topic(4)
+	a := e.start("a", on(topic, quick))
+	load := e.load(topic, 100)
+	a.handles(50)
+	e.history.SessionLost("a")
+	e.crash()
+	require.NoError(e.t, work(e.ctx, time.Second))
+	e.revive()
+	a.handles(50)
+	a.owns(4)
+	e.history.SessionBack("a")
+	load.stop(100)
+	e.awaitCommitted()
+}
+
+// The broker that coordinates the group is restarted, as in a rolling upgrade. No
+// session is lost by that, and nothing repeated.
+func coordinatorRestarts(e *env) {
+	topic := e.topic(4)
+	a, b := e.start("a", on(topic, quick), longSession), e.start("b", on(topic, quick), longSession)
+	e.awaitMembers("a", "b")
+	load := e.load(topic, 100)
+	a.handles(20)
+	b.handles(20)
+	node := e.coordinator()
+	e.terminate(node)
+	require.NoError(e.t, work(e.ctx, time.Second))
+	e.revive(node)
+	a.handles(50)
+	b.handles(50)
+	load.stop(100)
+	e.awaitCommitted()
+}
+
+// For a while the group cannot be committed. Commit waits, and is done afterwards.
+func coordinatorUnavailable(e *env) {
+	topic := e.topic(4)
+	a := e.start("a", on(topic, quick))
+	load := e.load(topic, 100)
+	a.handles(20)
+	resume := e.suspend()
+	committed := make(chan error, 1)
+	go func() { committed <- a.consumer.Commit(e.ctx) }()
+	require.NoError(e.t, work(e.ctx, 2*time.Second))
+	resume()
+	require.NoError(e.t, receive(e, "Commit to return", committed))
+	a.handles(50)
+	load.stop(100)
+	e.awaitCommitted()
+}
+
+// A partition whose only broker is down does not keep a member from the others, and
+// is read when its broker is back.
+func deadPartition(e *env) {
+	topic := e.topicWith(6, 1)
+	e.produce(topic, 60)
+	dead, partitions := e.leaderBesideCoordinator(topic)
+	e.crash(dead)
+	a := e.start("a", on(topic, quick))
+	a.ready()
+	a.handles(int64(60 - 10*len(partitions)))
+	assert.EqualValues(e.t, 1, a.rebalances.Load(), "assignments")
+	e.revive(dead)
+	e.awaitCommitted()
+}
+
+// leaderBesideCoordinator is a broker that leads some partitions of a topic, and
+// does not coordinate the group.
+func (e *env) leaderBesideCoordinator(topic string) (node int32, led []int32) {
+	e.t.Helper()
+	coordinator := e.coordinator()
+	leads := map[int32][]int32{}
+	for p := range e.partitions[topic] {
+		leader, err := e.admin.Leader(e.ctx, topic, p)
+		require.NoError(e.t, err)
+		leads[leader] = append(leads[leader], p)
+	}
+	for node, led := range leads {
+		if node != coordinator {
+			return node, led
+		}
+	}
+	require.FailNow(e.t, "the coordinator leads every partition", "%v", leads)
+	return 0, nil
+}
+
+// A member is cut off from the brokers for longer than its session, in the middle of
+// a message. Its handler is told, another member takes over, and it comes back.
+func sessionLost(e *env) {
+	topic := e.topic(2)
+	var cable link
+	told := make(chan error, 1)
+	stuck := make(chan struct{}, 2)
+	a := e.start("a", on(topic, func(ctx context.Context, msg kgroup.Message) error {
+		if msg.Offset != 10 || msg.Attempt > 1 {
+			return nil
+		}
+		stuck <- struct{}{}
+		<-ctx.Done()
+		select {
+		case told <- context.Cause(ctx):
+		default:
+		}
+		return context.Cause(ctx)
+	}), func(c *kgroup.Config) { c.Dial = cable.dial })
+	e.produce(topic, 40)
+	for range 2 {
+		receive(e, "a handler in each partition", stuck)
+	}
+	e.history.SessionLost("a")
+	cable.cut()
+	b := e.start("b", on(topic, quick))
+	require.ErrorIs(e.t, receive(e, "the handler to be cancelled", told), kgroup.ErrPartitionLost)
+	b.owns(2)
+	e.produce(topic, 20)
+	e.awaitCommitted()
+	cable.mend()
+	e.awaitMembers("a", "b")
+	a.owns(1)
+	e.history.SessionBack("a")
+	e.produce(topic, 20)
+	e.awaitCommitted()
+}

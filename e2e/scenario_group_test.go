@@ -1,0 +1,299 @@
+package e2e
+
+// Members come and go: consuming, restarting, joining and leaving under load.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/kgroup-go/kgroup"
+)
+
+// scenarios are the suite. Those that take longest come first, so that nobody waits
+// for them in the end.
+var scenarios = []scenario{
+	{name: "join and leave under load", run: joinAndLeave(kgroup.Oldest), main: true},
+	{name: "join and leave under load, newest", run: joinAndLeave(kgroup.Newest), main: true},
+	{name: "killed and restarted", run: killed, main: true},
+	{name: "handler slower than half the session", run: slowHandlers(5 * time.Second), main: true},
+	{name: "handler slower than the heartbeat", run: slowHandlers(1500 * time.Millisecond)},
+	{name: "handler slower than the fetch", run: slowHandlers(400 * time.Millisecond)},
+	{name: "session lost", run: sessionLost, main: true},
+	{name: "brokers crash and come back", run: brokersCrash, main: true, disturbs: true},
+	{name: "coordinator restarts", run: coordinatorRestarts, disturbs: true},
+	{name: "coordinator unavailable during a commit", run: coordinatorUnavailable, main: true, disturbs: true},
+	{name: "partition that cannot be opened", run: deadPartition, disturbs: true},
+
+	{name: "two topics", run: twoTopics, main: true},
+	{name: "resume after a restart", run: resume, main: true},
+	{name: "more members than partitions", run: moreMembers},
+	{name: "newest, join before the first commit", run: newestJoin, main: true},
+	{name: "newest, session lost before the first commit", run: newestLost},
+	{name: "sarama-cluster and kgroup in one group", run: mixedGroup},
+
+	{name: "shutdown with handlers in flight", run: shutdownInFlight, main: true},
+	{name: "shutdown with a retry in backoff", run: shutdownInBackoff},
+	{name: "shutdown while others drain", run: shutdownWhileOthersDrain, main: true},
+	{name: "shutdown of a newcomer while others drain", run: shutdownOfNewcomer,
+		notEmbedded: "kfake begins no session for a member whose connection has broken while its first JoinGroup waited"},
+	{name: "shutdown with a handler that does not return", run: shutdownTimeout},
+
+	{name: "handler fails, panics, succeeds", run: retries},
+	{name: "handler ignores its cancelled context", run: orphan, main: true},
+	{name: "slow lane beside a quick one", run: slowLane},
+
+	{name: "topic grows, the leader's", run: grows("leader")},
+	{name: "topic grows, a follower's", run: grows("follower")},
+	{name: "sarama-cluster member with a missing topic", run: missingTopic},
+	{name: "topic deleted", run: deletedTopic},
+
+	{name: "transactions aborted and open", run: transactions},
+	{name: "every codec", run: codecs},
+	{name: "records without key, value, headers", run: bareRecords},
+}
+
+// Two topics with a handler each: every message reaches the right one.
+func twoTopics(e *env) {
+	orders, refunds := e.topic(4), e.topic(2)
+	e.produce(orders, 200)
+	e.produce(refunds, 100)
+	var strayed atomic.Int64
+	only := func(topic string) kgroup.Handler {
+		return kgroup.HandlerFunc(func(_ context.Context, msg kgroup.Message) error {
+			if msg.Topic != topic {
+				strayed.Add(1)
+			}
+			return nil
+		})
+	}
+	e.start("a", kgroup.Topics{orders: {Handler: only(orders)}, refunds: {Handler: only(refunds)}})
+	e.awaitCommitted()
+	assert.Zero(e.t, strayed.Load())
+}
+
+// A member is stopped in the middle of its work, and another one goes on where it
+// was: nothing is lost, and nothing repeated.
+func resume(e *env) {
+	topic := e.topic(4)
+	e.produce(topic, 2000)
+	slow := func(ctx context.Context, _ kgroup.Message) error { return work(ctx, e.random.upTo(2*time.Millisecond)) }
+	for i := range 3 {
+		m := e.start(fmt.Sprint("m", i), on(topic, slow))
+		m.handles(300)
+		m.stop()
+	}
+	e.start("last", on(topic, quick))
+	e.awaitCommitted()
+}
+
+// Members join and leave in good order while messages come and are handled.
+func joinAndLeave(start kgroup.Start) func(*env) {
+	return func(e *env) {
+		rounds, total, rate := 3, 1000, 400
+		if e.full {
+			rounds, total, rate = 6, 100_000, 1000
+		}
+		from := func(c *kgroup.Config) { c.Start = start }
+		handler := uneven(e.random)
+		topic := e.topic(8)
+		e.produce(topic, 80)
+		if start == kgroup.Newest {
+			e.notOwed(topic)
+		}
+		a := e.start("a", on(topic, handler), from)
+		a.ready()
+		load := e.load(topic, rate)
+		for i := range rounds {
+			b := e.start(fmt.Sprint("b", i), on(topic, handler), from)
+			b.handles(20)
+			c := e.start(fmt.Sprint("c", i), on(topic, handler), from)
+			require.NoError(e.t, work(e.ctx, e.random.upTo(time.Second)))
+			b.stop()
+			a.handles(20)
+			c.stop()
+		}
+		load.stop(total)
+		e.awaitCommitted()
+	}
+}
+
+// Members are killed with SIGKILL while they work, and started again. Only what was
+// in flight and what had not been committed may be repeated.
+func killed(e *env) {
+	kills, total, rate := 1, 500, 200
+	if e.full {
+		kills, total, rate = 5, 20_000, 500
+	}
+	topic := e.topic(8)
+	load := e.load(topic, rate)
+	stays := e.startChild("stays", topic)
+	victim := e.startChild("victim-0", topic)
+	for i := range kills {
+		victim.handles(20)
+		victim.kill()
+		victim = e.startChild(fmt.Sprint("victim-", i+1), topic)
+	}
+	victim.handles(20) // after the session of the one that was killed
+	load.stop(total)
+	e.awaitCommitted()
+	stays.stop()
+	victim.stop()
+}
+
+// A second member joins while a handler of every partition is busy for so long. The
+// group waits, and no message is repeated, or handled at two places.
+func slowHandlers(busy time.Duration) func(*env) {
+	return func(e *env) {
+		topic := e.topic(4)
+		e.produce(topic, 80)
+		var started, cancelled atomic.Int64
+		handler := func(ctx context.Context, msg kgroup.Message) error {
+			if msg.Offset != 0 {
+				return nil
+			}
+			started.Add(1)
+			err := work(ctx, busy)
+			if err != nil {
+				cancelled.Add(1)
+			}
+			return err
+		}
+		long := func(c *kgroup.Config) { c.SessionTimeout = 10 * time.Second } // busy is half of it, at most
+		e.start("a", on(topic, handler), long)
+		e.reaches(4, "handlers at work", &started)
+		b := e.start("b", on(topic, handler), long)
+		b.owns(2)
+		e.awaitCommitted()
+		assert.EqualValues(e.t, 4, started.Load(), "handlers that were called for the first message of a partition")
+		assert.Zero(e.t, cancelled.Load(), "handlers that were cancelled")
+	}
+}
+
+// With more members than partitions some have nothing to do. They are ready and
+// healthy, and one takes over when an owner leaves.
+func moreMembers(e *env) {
+	topic := e.topic(2)
+	e.produce(topic, 20)
+	var all []*member
+	for _, name := range []string{"a", "b", "c", "d"} {
+		all = append(all, e.start(name, on(topic, quick)))
+	}
+	e.awaitMembers("a", "b", "c", "d")
+	owners := func() (owners []*member) {
+		for _, m := range all {
+			m.ready()
+			assert.NoError(e.t, m.consumer.Health().Err())
+			if len(m.consumer.Health().Lanes) == 1 {
+				owners = append(owners, m)
+			}
+		}
+		return owners
+	}
+	e.until("two members to own a partition", func() error {
+		if n := len(owners()); n != 2 {
+			return fmt.Errorf("%d do", n)
+		}
+		return nil
+	})
+	e.awaitCommitted()
+
+	leaves := owners()[0]
+	leaves.stop()
+	all = slices.DeleteFunc(all, func(m *member) bool { return m == leaves })
+	e.until("another member to take over", func() error {
+		if n := len(owners()); n != 2 {
+			return fmt.Errorf("%d own a partition", n)
+		}
+		return nil
+	})
+	e.produce(topic, 20)
+	e.awaitCommitted()
+}
+
+// A group begins at the newest message. A member joins before the first has been
+// handled: it must not skip what arrived meanwhile.
+func newestJoin(e *env) {
+	f := newestFirst(e, nil)
+	b := e.start("b", on(f.topic, f.handle), newest)
+	b.owns(2)
+	f.handling.Store(true)
+	e.awaitCommitted()
+}
+
+// The same when the first member has lost its session before it has handled anything.
+func newestLost(e *env) {
+	var cable link
+	f := newestFirst(e, cable.dial)
+	e.history.SessionLost("a")
+	cable.cut()
+	b := e.start("b", on(f.topic, f.handle), newest)
+	b.owns(4)
+	f.handling.Store(true)
+	e.awaitCommitted()
+	cable.mend()
+	e.awaitMembers("a", "b")
+	e.history.SessionBack("a")
+}
+
+func newest(c *kgroup.Config) { c.Start = kgroup.Newest }
+
+// newestFirst starts the first member of a group that begins at the newest message.
+// Its handlers, the same as those of all members, fail at first.
+func newestFirst(e *env, dial func(context.Context, string, string) (net.Conn, error)) *unready {
+	f := &unready{topic: e.topic(4)}
+	e.produce(f.topic, 40)
+	e.notOwed(f.topic)
+	a := e.start("a", on(f.topic, f.handle), newest, func(c *kgroup.Config) {
+		c.Dial = dial
+		c.CommitInterval = -1 // only when it has to: in a rebalance, and at the end
+	})
+	a.ready()
+	e.produce(f.topic, 40)
+	e.reaches(4, "partitions with a message that waits", &f.waiting)
+	return f
+}
+
+// unready handlers fail until they may handle.
+type unready struct {
+	topic    string
+	handling atomic.Bool
+	waiting  atomic.Int64
+}
+
+func (f *unready) handle(_ context.Context, msg kgroup.Message) error {
+	if f.handling.Load() {
+		return nil
+	}
+	if msg.Attempt == 1 {
+		f.waiting.Add(1)
+	}
+	return errors.New("not yet")
+}
+
+// Members of both kinds share a group while a service is moved from one to the
+// other.
+func mixedGroup(e *env) {
+	topic := e.topic(4)
+	a := e.start("a", on(topic, quick))
+	a.ready()
+	load := e.load(topic, 100)
+	raw := e.startRaw("raw", topic)
+	e.awaitMembers("a", "raw")
+	a.owns(2)
+	a.handles(50)
+	b := e.start("b", on(topic, quick))
+	b.handles(20)
+	raw.stop()
+	e.awaitMembers("a", "b")
+	a.owns(2)
+	load.stop(100)
+	e.awaitCommitted()
+}

@@ -1,0 +1,96 @@
+package main
+
+// The safeguards. Each is named for what is taken out.
+var mutants = []mutant{
+	{
+		name: "mark-before-nil",
+		file: "lane.go",
+		old:  "			err = handle(l.ctx, l.topic.Handler, &msg)\n",
+		new:  "			l.settled.Store(msg.Offset + 1)\n			err = handle(l.ctx, l.topic.Handler, &msg)\n",
+		test: "TestNothingIsCommittedBeforeNil",
+	},
+	{
+		name: "no-seal",
+		file: "lane.go",
+		old:  "	if l.closed.Load() {\n		return false\n	}\n",
+		new:  "",
+		test: "TestShutdown",
+	},
+	{
+		name: "no-drain",
+		file: "assignment.go",
+		old:  "		case <-l.done:\n			continue\n		case <-ctx.Done():\n",
+		new:  "		default:\n			continue\n		case <-ctx.Done():\n",
+		test: "TestDrainWaitsForTheHandlerAtWork",
+	},
+	{
+		name: "backoff-outlives-the-seal",
+		file: "lane.go",
+		old:  "	case <-timer.C:\n		return true\n	case <-l.sealed:\n		return false\n	}\n",
+		new:  "	case <-timer.C:\n		return true\n	}\n",
+		test: "TestDrainEndsABackoff",
+	},
+	{
+		name: "no-last-commit",
+		file: "assignment.go",
+		old:  "	err := a.committer.commitUntil(commit, g, nil)\n",
+		new:  "	err := commit.Err()\n",
+		test: "TestDrainWaitsForTheHandlerAtWork",
+	},
+	{
+		name: "orphans-forgotten",
+		file: "assignment.go",
+		old:  "			l.after = orphan.done\n",
+		new:  "",
+		test: "TestOrphan",
+	},
+	{
+		name: "abandoned-counts-as-attempt",
+		file: "settle.go",
+		old:  "	case cancelled:\n		return abandon\n",
+		new:  "",
+		test: "TestErrorAfterCancellationIsNoAttempt",
+	},
+	{
+		name: "loss-does-not-cancel",
+		file: "assignment.go",
+		old:  "		l.cancel(cause) // all of them before the first hook, which may take its time\n",
+		new:  "		_ = l\n",
+		test: "TestLost",
+	},
+	{
+		name: "newest-not-committed-first",
+		file: "assignment.go",
+		old:  "	err := a.committer.commitUntil(ctx, g, a.committer.failed)\n	if err != nil && ctx.Err() == nil",
+		new:  "	var err error\n	if err != nil && ctx.Err() == nil",
+		test: "TestStartNewestIsCommittedFirst",
+	},
+	{
+		name: "panic-not-recovered",
+		file: "handler.go",
+		old:  "		if v := recover(); v != nil {\n			err = &PanicError{Value: v, Stack: debug.Stack()}\n		}\n",
+		new:  "		_ = debug.Stack\n",
+		test: "TestPanicIsAFailedAttempt",
+	},
+	{
+		name: "commit-every-message-does-not-wait",
+		file: "lane.go",
+		old:  "	if l.everyMessage != nil {\n		l.everyMessage(l)\n	}\n",
+		new:  "	if l.everyMessage != nil {\n		go l.everyMessage(l)\n	}\n",
+		test: "TestCommitEveryMessage",
+	},
+	{
+		name: "frontier-jumps-holes",
+		file: "offsets.go",
+		old:  "	for f.head < len(f.open) && f.open[f.head].settled {\n		f.next = f.open[f.head].offset + 1\n",
+		new:  "	f.next = offset + 1\n	for f.head < len(f.open) && f.open[f.head].settled {\n",
+		test: "TestFrontier",
+	},
+	{
+		name: "refusal-retried-for-ever",
+		file: "offsets.go",
+		old:  " || errors.As(err, new(*refusedError))",
+		new:  "",
+		test: "TestStartNewestRefused",
+	},
+}
