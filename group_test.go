@@ -692,7 +692,15 @@ func newTestGroup(t *testing.T, change func(*Config)) (*group, *fakeSession) {
 	g := newGroup(cfg, newMatcher(cfg.Topics), built, slog.New(slog.DiscardHandler))
 	s := &fakeSession{}
 	g.session = s
-	t.Cleanup(g.end)
+	t.Cleanup(func() {
+		if g.stop == nil || g.leaving.Load() {
+			g.end()
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Second)
+		defer cancel()
+		_ = g.Leave(ctx) // the test has failed
+	})
 	return g, s
 }
 
@@ -904,7 +912,6 @@ func onEngine(t *testing.T, mode Mode, change func(*fakeKafka, *Config, *fakeSes
 			}
 		})
 		require.NoError(t, g.Start(t.Context(), session))
-		leaveAtTheEnd(t, g)
 		body(t, g, session, kafka)
 		began := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -913,18 +920,6 @@ func onEngine(t *testing.T, mode Mode, change func(*fakeKafka, *Config, *fakeSes
 		assert.LessOrEqual(t, time.Since(began), time.Second)
 		assert.Zero(t, g.network.Open())
 		assert.Empty(t, kafka.member, "it has left the group")
-	})
-}
-
-// leaveAtTheEnd ends the engine of a test that has failed.
-func leaveAtTheEnd(t *testing.T, g *group) {
-	t.Helper()
-	t.Cleanup(func() {
-		if !g.leaving.Load() {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Second)
-			defer cancel()
-			_ = g.Leave(ctx)
-		}
 	})
 }
 
@@ -1113,6 +1108,7 @@ func TestAssignmentThatCouldNotBeOpened(t *testing.T) {
 			assert.Equal(t, []int64{0, 1, 2}, s.lane(orders0).offsets())
 			assert.Zero(t, failures)
 			assert.Len(t, s.history.all("assigned"), 1)
+			assert.Empty(t, s.history.all("without an assignment"), "what the first attempts delivered was not looked at")
 			assert.Len(t, s.history.all("failed:", "offsets of topic orders"), 2)
 			kafka.produce(orders1, "d")
 			eventually(t, "the other partition", func() bool { return len(s.lane(orders1).offsets()) == 1 })
@@ -1251,7 +1247,6 @@ func TestLeaveByForce(t *testing.T) {
 					kafka.partition(refunds0, 0)
 					g, s := newTestGroup(t, func(cfg *Config) { cfg.Dial, cfg.Mode = kafka.dial, mode })
 					require.NoError(t, g.Start(t.Context(), s))
-					leaveAtTheEnd(t, g)
 					opensGeneration(t, s, 1)
 					kafka.on(test.key, silence)
 					test.cause(kafka)

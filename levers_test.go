@@ -17,7 +17,8 @@ import (
 
 // knownTopics makes the stub answer from a table of topics and how many partitions
 // each has.
-func knownTopics(stub *stubClient, topics map[string]int) {
+func knownTopics(t *testing.T, stub *stubClient, topics map[string]int) {
+	t.Helper()
 	stub.topics = func() ([]string, error) {
 		var names []string
 		for name := range topics {
@@ -26,6 +27,7 @@ func knownTopics(stub *stubClient, topics map[string]int) {
 		return names, nil
 	}
 	stub.partitions = func(topic string) ([]int32, error) {
+		assert.Contains(t, topics, topic, "sarama would ask the cluster now, with retries, and the whole group waits")
 		var numbers []int32
 		for i := range topics[topic] {
 			numbers = append(numbers, int32(i))
@@ -41,7 +43,7 @@ func TestPartitionsOfAnUnknownTopic(t *testing.T) {
 		g, _ := newTestGroup(t, nil)
 		stub := stubbed(g)
 		topics := map[string]int{"orders": 2}
-		knownTopics(stub, topics)
+		knownTopics(t, stub, topics)
 		var asked []string
 		answer := make(chan struct{})
 		stub.refresh = func(names ...string) error {
@@ -92,7 +94,7 @@ func TestPartitionsOfAnUnknownTopic(t *testing.T) {
 func TestPartitionsAfterTheClientWasClosed(t *testing.T) {
 	g, _ := newTestGroup(t, nil)
 	stub := stubbed(g)
-	knownTopics(stub, map[string]int{"orders": 2})
+	knownTopics(t, stub, map[string]int{"orders": 2})
 	stub.partitions = func(string) ([]int32, error) { return nil, sarama.ErrClosedClient }
 	_, err := g.levers.Partitions("orders")
 	assert.ErrorIs(t, err, sarama.ErrClosedClient)
@@ -108,7 +110,7 @@ func TestPartitionsMayBeChangedByTheCaller(t *testing.T) {
 	g, _ := newTestGroup(t, nil)
 	stub := stubbed(g)
 	cache := []int32{0, 1}
-	knownTopics(stub, map[string]int{"orders": 2})
+	knownTopics(t, stub, map[string]int{"orders": 2})
 	stub.partitions = func(string) ([]int32, error) { return cache, nil }
 	numbers, err := g.levers.Partitions("orders")
 	require.NoError(t, err)
@@ -122,7 +124,7 @@ func opened(t *testing.T) (*group, map[string]int) {
 	t.Helper()
 	g, _ := newTestGroup(t, nil)
 	topics := map[string]int{"orders": 2}
-	knownTopics(stubbed(g), topics)
+	knownTopics(t, stubbed(g), topics)
 	joins(g.member, member7)
 	for _, topic := range []string{"orders", "refunds"} {
 		_, err := g.levers.Partitions(topic)
@@ -397,7 +399,7 @@ func TestWhereAPartitionBegins(t *testing.T) {
 				kafka := newKafka("one:9092")
 				g, s := newTestGroup(t, func(cfg *Config) { cfg.Start, cfg.Dial = test.start, kafka.dial })
 				stub := stubbed(g)
-				knownTopics(stub, map[string]int{"orders": 2, "refunds": 1})
+				knownTopics(t, stub, map[string]int{"orders": 2, "refunds": 1})
 				stub.offset = test.broker.of
 				for p, metadata := range test.others {
 					kafka.commit(p, 5, metadata)
@@ -424,7 +426,7 @@ func TestPartitionAddedUnderNewest(t *testing.T) {
 		g, _ := newTestGroup(t, func(cfg *Config) { cfg.Start, cfg.Dial = Newest, kafka.dial })
 		stub := stubbed(g)
 		topics := map[string]int{"orders": 1}
-		knownTopics(stub, topics)
+		knownTopics(t, stub, topics)
 		stub.offset = offsets{newest: 100, oldest: 40}.of
 		joins(g.member, member7)
 		assert.EqualValues(t, 100, begins(t, g, orders0))
@@ -459,7 +461,7 @@ func TestNewestAsksOnceForATopic(t *testing.T) {
 		kafka := newKafka("one:9092")
 		g, _ := newTestGroup(t, func(cfg *Config) { cfg.Start, cfg.Dial = Newest, kafka.dial })
 		stub := stubbed(g)
-		knownTopics(stub, map[string]int{"orders": 8})
+		knownTopics(t, stub, map[string]int{"orders": 8})
 		stub.offset = offsets{newest: 100, oldest: 40}.of
 		joins(g.member, member7)
 

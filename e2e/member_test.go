@@ -144,10 +144,16 @@ func (m *member) ready() {
 	}
 }
 
+// handled waits until the member has settled n messages in all.
+func (m *member) handled(n int64) {
+	m.e.t.Helper()
+	m.e.reaches(n, "messages handled by "+m.name, &m.settled)
+}
+
 // handles waits until the member has settled n more messages.
 func (m *member) handles(n int64) {
 	m.e.t.Helper()
-	m.e.reaches(m.settled.Load()+n, "messages handled by "+m.name, &m.settled)
+	m.handled(m.settled.Load() + n)
 }
 
 // owns waits until the member owns exactly so many partitions, and is consuming.
@@ -174,7 +180,7 @@ func (m *member) end() (time.Duration, error) {
 	m.e.t.Helper()
 	began := time.Now()
 	m.cancel()
-	timer := time.NewTimer(m.limit + 2*time.Second)
+	timer := time.NewTimer(m.limit + slack)
 	defer timer.Stop()
 	select {
 	case <-m.done:

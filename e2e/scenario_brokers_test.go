@@ -74,7 +74,7 @@ func deadPartition(e *env) {
 	e.crash(dead)
 	a := e.start("a", on(topic, quick))
 	a.ready()
-	a.handles(int64(60 - 10*len(partitions)))
+	a.handled(int64(60 - 10*len(partitions)))
 	assert.EqualValues(e.t, 1, a.rebalances.Load(), "assignments")
 	e.revive(dead)
 	e.awaitCommitted()

@@ -221,17 +221,19 @@ func moreMembers(e *env) {
 // A group begins at the newest message. A member joins before the first has been
 // handled: it must not skip what arrived meanwhile.
 func newestJoin(e *env) {
-	f := newestFirst(e, nil)
+	a, f := newestFirst(e, nil)
 	b := e.start("b", on(f.topic, f.handle), newest)
 	b.owns(2)
 	f.handling.Store(true)
+	a.handled(1)
+	a.stop()
 	e.awaitCommitted()
 }
 
 // The same when the first member has lost its session before it has handled anything.
 func newestLost(e *env) {
 	var cable link
-	f := newestFirst(e, cable.dial)
+	_, f := newestFirst(e, cable.dial)
 	e.history.SessionLost("a")
 	cable.cut()
 	b := e.start("b", on(f.topic, f.handle), newest)
@@ -247,7 +249,7 @@ func newest(c *kgroup.Config) { c.Start = kgroup.Newest }
 
 // newestFirst starts the first member of a group that begins at the newest message.
 // Its handlers, the same as those of all members, fail at first.
-func newestFirst(e *env, dial func(context.Context, string, string) (net.Conn, error)) *unready {
+func newestFirst(e *env, dial func(context.Context, string, string) (net.Conn, error)) (*member, *unready) {
 	f := &unready{topic: e.topic(4)}
 	e.produce(f.topic, 40)
 	e.notOwed(f.topic)
@@ -258,7 +260,7 @@ func newestFirst(e *env, dial func(context.Context, string, string) (net.Conn, e
 	a.ready()
 	e.produce(f.topic, 40)
 	e.reaches(4, "partitions with a message that waits", &f.waiting)
-	return f
+	return a, f
 }
 
 // unready handlers fail until they may handle.

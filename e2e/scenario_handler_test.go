@@ -82,7 +82,7 @@ func orphan(e *env) {
 	before := late.Load()
 
 	a := e.start("a", on(topic, quick)) // comes first in the alphabet, and gets the partition
-	a.handles(10)
+	a.handled(10)
 	require.ErrorIs(e.t, context.Cause(ctx), kgroup.ErrPartitionLost)
 	assert.Equal(e.t, []string{topic + "/0"}, b.consumer.Health().Stuck)
 	a.stop()
@@ -123,7 +123,7 @@ func slowLane(e *env) {
 			return nil
 		})},
 	})
-	a.handles(1)
+	a.handled(1)
 	if e.mode == kgroup.Multiplex {
 		e.until("Health to name the slow lane", func() error {
 			if p := a.consumer.Health().Holding; p != slow+"/0" {

@@ -1,0 +1,74 @@
+// Package kgroup runs Kafka consumer groups: it joins a group, calls a handler for
+// each message, and marks the message's offset when the handler has returned nil.
+//
+//	consumer, err := kgroup.New(kgroup.Config{
+//		Brokers: []string{"localhost:9092"},
+//		Group:   "billing",
+//		Topics: kgroup.Topics{
+//			"orders":  {Handler: kgroup.JSON(charge)},
+//			"refunds": {Handler: kgroup.HandlerFunc(refund)},
+//		},
+//	})
+//	if err != nil { ... }     // every mistake in the Config, each naming its field
+//	err = consumer.Run(ctx)   // nil after ctx is cancelled and everything is drained
+//
+// # What is promised
+//
+// Each promise names the tests that fail when it is broken: Test… in this package,
+// "…" a scenario of the suite in e2e, which runs on an embedded broker and on real
+// Kafka.
+//
+//  1. Nothing is lost. The committed offset never passes a message of which no
+//     attempt has returned nil: under no concurrency, rebalance, crash or shutdown.
+//     TestNothingIsCommittedBeforeNil, TestFrontier, TestStartNewestIsCommittedFirst,
+//     "join and leave under load", "killed and restarted".
+//
+//  2. Nothing is repeated without cause. No attempt of a message begins, in any
+//     member, after one has returned nil, at a rebalance or a shutdown. Only a crash,
+//     a lost session, or a handler that outlives its deadline repeats, and then at
+//     most what was in flight and what was settled since the last acknowledged commit.
+//     TestDrainWaitsForTheHandlerAtWork, TestShutdown, "join and leave under load",
+//     "handler slower than half the session".
+//
+//  3. Order. Messages of one partition are handled one after the other, in the order
+//     of their offsets, retries included. TestRetryKeepsOrder,
+//     "join and leave under load".
+//
+//  4. One owner. A partition is never handed out while this member does not hold it,
+//     as far as the member can know, and a handler's context is cancelled with the
+//     cause the moment it is lost. TestLost, TestLostDuringADrain, "session lost".
+//
+//  5. Bounded. Memory, goroutines, and the time of every step have a bound, below.
+//     What cannot be bounded is a handler that ignores its cancelled context: it is
+//     named in the error of Run or in Health, its offset stays uncommitted, and its
+//     partition is not handled again in this process until it has returned.
+//     TestQueueBound, TestShutdownTimeoutIsKept, TestOrphan,
+//     "handler ignores its cancelled context".
+//
+//  6. Loud. What stops progress is an error from Run, or a hook, a log line and an
+//     unhealthy Health. TestPermanentIsHeld, TestEndlessRetryIsReported,
+//     TestHealthBlocked.
+//
+//  7. The handler's result is the only acknowledgement. A nil is a nil, however late,
+//     as long as the partition is still ours. TestNilAfterCancellationSettles.
+//
+// # Bounds
+//
+// A partition holds at most Topic.Queue messages that were taken from Kafka and not
+// handed to the handler; in Partitions mode, where a fetched batch is taken as a
+// whole, two batches more. Below that the engine buffers 256 messages a partition and
+// one fetch response a broker. A consumer has 4 goroutines of its own, one for each
+// partition (three in Partitions mode), and short-lived ones for single requests; the
+// engine has about as many.
+//
+// Connecting takes at most Config.ConnectTimeout for one attempt. A rebalance waits
+// for handlers for the lesser of RebalanceTimeout and SessionTimeout, less a heartbeat
+// interval, 250 ms and 1 s; after 80 % of that their context is cancelled. Run
+// returns within Config.ShutdownTimeout after its context is cancelled.
+//
+// # Exactly once
+//
+// Kafka delivers at least once: a crash repeats. Where an effect must happen once,
+// keep the message's topic, partition and offset beside it, in the same transaction;
+// examples/commit shows how.
+package kgroup
