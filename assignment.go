@@ -84,7 +84,9 @@ func (a *assignment) RebalanceStarted(owned map[string][]int32) {
 
 // RebalanceFailed implements [engine.Session].
 func (a *assignment) RebalanceFailed(err error) {
-	a.logError("rebalance failed", err)
+	if a.isNew(err) {
+		a.log.Warn("rebalance failed", "error", err)
+	}
 	if a.hooks.RebalanceFailed != nil {
 		a.hooks.RebalanceFailed(err)
 	}
@@ -92,7 +94,9 @@ func (a *assignment) RebalanceFailed(err error) {
 
 // Error implements [engine.Session].
 func (a *assignment) Error(err error) {
-	a.logError("survived", err)
+	if a.isNew(err) {
+		a.log.Warn("survived", "error", err)
+	}
 	if a.hooks.Error != nil {
 		a.hooks.Error(err)
 	}
@@ -102,20 +106,19 @@ func (a *assignment) Error(err error) {
 // is down says the same several times a second. Hooks get every one.
 const quiet = 10 * time.Second
 
-func (a *assignment) logError(msg string, err error) {
+// isNew reports whether an error was not logged in that time.
+func (a *assignment) isNew(err error) bool {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	now, text := time.Now(), err.Error()
-	fresh := now.Sub(a.said[text]) >= quiet
-	if fresh {
-		if len(a.said) > 100 {
-			clear(a.said)
-		}
-		a.said[text] = now
+	if now.Sub(a.said[text]) < quiet {
+		return false
 	}
-	a.mu.Unlock()
-	if fresh {
-		a.log.Warn(msg, "error", err)
+	if len(a.said) > 100 {
+		clear(a.said)
 	}
+	a.said[text] = now
+	return true
 }
 
 // Assigned implements [engine.Session]: it opens a generation.

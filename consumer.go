@@ -68,7 +68,7 @@ func New(cfg Config) (*Consumer, error) {
 // the group. Run returns nil after that, also when a message that could not be
 // handled yet was left to its next owner, and when ctx was cancelled before the
 // start; and an error when a handler did not return or the last commit failed.
-func (c *Consumer) Run(ctx context.Context) error {
+func (c *Consumer) Run(ctx context.Context) error { //nolint:contextcheck // a generation ends by itself, not with a caller
 	if c.started.Swap(true) {
 		return ErrAlreadyRun
 	}
@@ -96,7 +96,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	case refused = <-group.Failed():
 	}
-	err := c.shutdown(a, group)
+	err := c.shutdown(a, group) //nolint:contextcheck // ctx is cancelled already; the shutdown has a deadline of its own
 	stop(ErrNotRunning)
 	ticking.Wait()
 	if refused != nil {
@@ -112,7 +112,7 @@ func (c *Consumer) shutdown(a *assignment, group engine.Engine) error {
 	grace := c.config.shutdownGrace()
 	reserve := c.config.ShutdownTimeout - grace
 	c.log.Info("consumer stops", "shutdown_timeout", c.config.ShutdownTimeout)
-	drain, cancel := context.WithDeadline(context.Background(), end.Add(-reserve*3/5))
+	drain, cancel := context.WithDeadline(context.Background(), end.Add(-reserve*3/5)) // Run's is cancelled already
 	defer cancel()
 	err := a.shutdown(drain, began.Add(grace), end.Add(-reserve*3/10))
 	leave, cancel := context.WithDeadline(context.Background(), end)
@@ -177,7 +177,7 @@ func (c *Consumer) Commit(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(running, func() { cancel(ErrNotRunning) })()
+	defer context.AfterFunc(running, func() { cancel(ErrNotRunning) })() //nolint:contextcheck // it is the caller's, cut short by the end of Run
 	err := a.commit(ctx)
 	if err != nil && errors.Is(context.Cause(ctx), ErrNotRunning) {
 		return ErrNotRunning

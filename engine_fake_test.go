@@ -432,8 +432,8 @@ type rig struct {
 	on func(ctx context.Context, msg Message) error
 }
 
-// A gate keeps a handler waiting, with or without regard for its context. The end of
-// the test opens it, so that one that has failed can end.
+// A gate keeps a handler waiting, whatever happens to its context. The end of the test
+// opens it, so that one that has failed can end.
 type gate struct {
 	open   func()
 	opened chan struct{}
@@ -446,18 +446,7 @@ func (r *rig) gate() gate {
 	return gate{open, opened}
 }
 
-// wait ignores whatever happens to the handler.
 func (g gate) wait() { <-g.opened }
-
-// waitFor returns the cause if ctx ends first.
-func (g gate) waitFor(ctx context.Context) error {
-	select {
-	case <-g.opened:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
 
 // withRig runs body in a synctest bubble, on a consumer of the topics orders and
 // refunds that has started and has no assignment yet. What was started must have

@@ -94,7 +94,7 @@ func newGroup(cfg Config, topics *matcher, built *cluster.Config, log *slog.Logg
 		Other: min(10*time.Second, built.Group.Session.Timeout/3),
 	})
 	g.dataConfig, g.groupConfig = &data, &group
-	g.cluster.Config.Net.Proxy = data.Net.Proxy
+	g.cluster.Net.Proxy = data.Net.Proxy
 	return g
 }
 
@@ -115,7 +115,7 @@ func (g *group) Start(ctx context.Context, s engine.Session) error {
 }
 
 // join checks what can be checked and starts the engine.
-func (g *group) join(ctx context.Context) error {
+func (g *group) join(ctx context.Context) error { //nolint:contextcheck // the callbacks on the connections have no caller
 	if err := g.preflight(ctx); err != nil {
 		return err
 	}
@@ -202,7 +202,7 @@ func (g *group) loop() {
 // waitClosed waits for the notifications to be closed, which follows the closing of
 // the partitions at once.
 func (g *group) waitClosed() bool {
-	for range g.consumer.Notifications() { //nolint:revive // only the end is of interest
+	for range g.consumer.Notifications() {
 	}
 	return false
 }
@@ -390,7 +390,7 @@ func (g *group) engineError(err error) {
 	if errors.As(err, &failure) {
 		p := engine.Partition{Topic: failure.Topic, Number: failure.Partition}
 		until, paused := g.paused.Load(p)
-		if paused && errors.Is(failure.Err, sarama.ErrIncompleteResponse) && time.Now().Before(until.(time.Time)) { //nolint:errcheck // only times are stored
+		if paused && errors.Is(failure.Err, sarama.ErrIncompleteResponse) && time.Now().Before(until.(time.Time)) {
 			return // how a paused partition shows (D24)
 		}
 		if g.leaving.Load() {
@@ -439,7 +439,7 @@ func (g *group) Leave(ctx context.Context) error {
 	case err = <-closed:
 	case <-ctx.Done():
 		g.network.Close() // breaks every wait
-		<-closed
+		<-closed          //nolint:errcheck // why it took so long is said below
 		err = fmt.Errorf("kgroup: leave the group: %w: the connections were cut, and the group waits for this member until its session ends", context.Cause(ctx))
 	}
 	<-g.loopDone

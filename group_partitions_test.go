@@ -78,7 +78,7 @@ func (s *fakeSource) batch(n int) (heldUp time.Duration) {
 		s.next++
 	}
 	for len(s.messages) > 0 {
-		time.Sleep(time.Microsecond)
+		time.Sleep(100 * time.Microsecond)
 	}
 	return time.Since(began)
 }
@@ -136,22 +136,42 @@ func TestReaderDoesNotPauseAQuickLane(t *testing.T) {
 	}
 }
 
+// What a lane holds has a bound also if it is only a little slower than its batches
+// come: then a pause is hardly worth it, but they pile up.
+func TestReaderTakesTwoBatchesAtMost(t *testing.T) {
+	for _, size := range []int{1200, 1500, 2000} {
+		t.Run(fmt.Sprintf("batches of %d", size), func(t *testing.T) {
+			reading(t, 100*time.Microsecond, func(t *testing.T, source *fakeSource, lane *fakeLane, _ *fakeSession) {
+				for range 60 {
+					assert.LessOrEqual(t, source.batch(size), patience+10*time.Millisecond)
+				}
+				assert.LessOrEqual(t, lane.depth(), 256+2*size)
+			})
+		})
+	}
+}
+
 // A slow lane must not hold up the other partitions of its broker: after a little
 // patience its batch is taken whole and it is paused, until it is about to run dry.
 func TestReaderPausesASlowLane(t *testing.T) {
-	reading(t, 10*time.Millisecond, func(t *testing.T, source *fakeSource, lane *fakeLane, s *fakeSession) {
-		const size = 2000
-		for range 5 {
-			heldUp := source.batch(size)
-			assert.LessOrEqual(t, heldUp, patience+10*time.Millisecond)
-		}
-		assert.Positive(t, source.paused())
-		assert.LessOrEqual(t, lane.depth(), 256+2*size)
-		for _, left := range source.resumed {
-			assert.Positive(t, left, "it was resumed before it ran dry")
-		}
-		assert.Empty(t, s.history.all(), "that a paused partition complains is no news")
-	})
+	for _, each := range []time.Duration{200 * time.Microsecond, time.Millisecond, 10 * time.Millisecond} {
+		t.Run(each.String(), func(t *testing.T) {
+			reading(t, each, func(t *testing.T, source *fakeSource, lane *fakeLane, s *fakeSession) {
+				const size = 5000
+				for range 5 {
+					heldUp := source.batch(size)
+					assert.LessOrEqual(t, heldUp, patience+10*time.Millisecond)
+				}
+				assert.Positive(t, source.paused())
+				assert.LessOrEqual(t, lane.depth(), 256+2*size)
+				for _, left := range source.resumed {
+					// What it still has must last until it is fetched for again.
+					assert.Greater(t, time.Duration(left)*each, 200*time.Millisecond)
+				}
+				assert.Empty(t, s.history.all(), "that a paused partition complains is no news")
+			})
+		})
+	}
 }
 
 // What one message at a time brings is taken without any wait.

@@ -31,7 +31,7 @@ func (g *group) watch(ctx context.Context) {
 		case <-ticker.C:
 		case <-g.member.changed:
 		}
-		me, gone, due := g.member.check(time.Now(), interval)
+		me, due, gone := g.member.check(time.Now(), interval)
 		if gone != nil {
 			g.lose(me, gone)
 		}

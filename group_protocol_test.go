@@ -42,7 +42,7 @@ func TestEngineCommit(t *testing.T) {
 
 		commits := kafka.all(kmsg.OffsetCommit)
 		require.Len(t, commits, 1)
-		request := commits[0].request.(*kmsg.OffsetCommitRequest) //nolint:errcheck // it was asked for
+		request := commits[0].request.(*kmsg.OffsetCommitRequest)
 		assert.Equal(t, "billing", request.Group)
 		assert.Equal(t, member7.ID, request.MemberID)
 		assert.Equal(t, member7.Generation, request.Generation)
@@ -84,12 +84,12 @@ func TestEngineCommitRefused(t *testing.T) {
 			inBubble(t, func(t *testing.T) {
 				g, _, kafka := aMember(t)
 				finds := 0
-				g.inner.(*stubClient).refreshCoordinator = func() error { finds++; return nil } //nolint:errcheck // aMember made it
+				g.inner.(*stubClient).refreshCoordinator = func() error { finds++; return nil }
 				kafka.on(kmsg.OffsetCommit, func(c *call) kmsg.Response {
 					return refuseCommit(c.request, func(p engine.Partition) sarama.KError { return test.codes[p] })
 				})
 				refused, err := g.Commit(t.Context(), 1, someOffsets)
-				_, gone, _ := g.member.check(time.Now(), testBeat)
+				_, _, gone := g.member.check(time.Now(), testBeat)
 				assert.Equal(t, test.finds, finds, "asks for the coordinator")
 				if test.gone {
 					require.ErrorIs(t, err, engine.ErrGone)
@@ -259,7 +259,7 @@ func TestFetchOffsets(t *testing.T) {
 				g, _, kafka := aMember(t)
 				kafka.commit(orders0, 42, "checkpoint-7")
 				kafka.on(kmsg.OffsetFetch, func(c *call) kmsg.Response {
-					answer := kafka.offsetFetch(c.request.(*kmsg.OffsetFetchRequest)) //nolint:errcheck // it is asked for
+					answer := kafka.offsetFetch(c.request.(*kmsg.OffsetFetchRequest))
 					test.answer(answer)
 					return answer
 				})
@@ -277,7 +277,7 @@ func TestCoordinatorMoves(t *testing.T) {
 		g, _, kafka := aMember(t)
 		_, err := g.Commit(t.Context(), 1, someOffsets)
 		require.NoError(t, err)
-		g.inner.(*stubClient).coordinator = func() (*sarama.Broker, error) { return sarama.NewBroker("two:9092"), nil } //nolint:errcheck // aMember made it
+		g.inner.(*stubClient).coordinator = func() (*sarama.Broker, error) { return sarama.NewBroker("two:9092"), nil }
 		_, err = g.Commit(t.Context(), 1, someOffsets)
 		require.NoError(t, err)
 		synctest.Wait()
@@ -417,7 +417,7 @@ func TestOneHeartbeatAtATime(t *testing.T) {
 			time.Sleep(3 * testBeat)
 			synctest.Wait()
 			assert.Greater(t, kafka.count(kmsg.Heartbeat), 1, "on another connection")
-			_, gone, _ := g.member.check(time.Now(), testBeat)
+			_, _, gone := g.member.check(time.Now(), testBeat)
 			assert.NoError(t, gone)
 		})
 	})
@@ -427,7 +427,7 @@ func TestHeartbeatAnsweredThatTheCoordinatorHasMoved(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		g, s, kafka := aMember(t)
 		finds := 0
-		g.inner.(*stubClient).refreshCoordinator = func() error { finds++; return nil } //nolint:errcheck // aMember made it
+		g.inner.(*stubClient).refreshCoordinator = func() error { finds++; return nil }
 		kafka.once(kmsg.Heartbeat, refuseHeartbeat(sarama.ErrNotCoordinatorForConsumer))
 		g.heartbeat()
 		assert.Equal(t, 1, finds)
@@ -482,7 +482,7 @@ func TestLeaveEarly(t *testing.T) {
 		})
 		leaves := kafka.all(kmsg.LeaveGroup)
 		require.Len(t, leaves, 3, "until it has been answered, and no more")
-		request := leaves[2].request.(*kmsg.LeaveGroupRequest) //nolint:errcheck // it was asked for
+		request := leaves[2].request.(*kmsg.LeaveGroupRequest)
 		assert.Equal(t, member7.ID, request.MemberID)
 		assert.Equal(t, "billing", request.Group)
 		group := kafka.all(kmsg.OffsetCommit)[0].conn
@@ -508,7 +508,7 @@ func TestLeaveEarlyWithoutAnID(t *testing.T) {
 func TestLeaveEarlyWithoutACoordinator(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		g, _, kafka := aMember(t)
-		stub := g.inner.(*stubClient) //nolint:errcheck // aMember made it
+		stub := g.inner.(*stubClient)
 		known := stub.coordinator
 		stub.coordinator = func() (*sarama.Broker, error) { return nil, errTransient }
 		g.member.JoinSent(member7.ID)

@@ -78,7 +78,6 @@ type fakeKafka struct {
 	member     string
 	members    int // ids given out
 	generation int32
-	assignment []byte
 	unrest     bool // heartbeats are answered "rebalance in progress" until the member joins again
 }
 
@@ -272,7 +271,7 @@ func (k *fakeKafka) usual(c *call) kmsg.Response {
 	defer k.mu.Unlock()
 	switch r := c.request.(type) {
 	case *kmsg.ApiVersionsRequest:
-		return speaks(map[kmsg.Key]versions{kmsg.Fetch: {0, 17}, kmsg.JoinGroup: {0, 9}})
+		return speaks(map[kmsg.Key]versions{kmsg.Fetch: {0, 17}, kmsg.JoinGroup: {0, 9}})()
 	case *kmsg.MetadataRequest:
 		return k.metadata(r)
 	case *kmsg.FindCoordinatorRequest:
@@ -305,13 +304,15 @@ func (k *fakeKafka) usual(c *call) kmsg.Response {
 	panic(fmt.Sprintf("%T", c.request))
 }
 
-// speaks is an answer to ApiVersions.
-func speaks(apis map[kmsg.Key]versions) kmsg.Response {
-	answer := kmsg.NewPtrApiVersionsResponse()
-	for key, v := range apis {
-		answer.ApiKeys = append(answer.ApiKeys, kmsg.ApiVersionsResponseApiKey{ApiKey: int16(key), MinVersion: v.oldest, MaxVersion: v.newest})
+// speaks makes an answer to ApiVersions.
+func speaks(apis map[kmsg.Key]versions) func() kmsg.Response {
+	return func() kmsg.Response {
+		answer := kmsg.NewPtrApiVersionsResponse()
+		for key, v := range apis {
+			answer.ApiKeys = append(answer.ApiKeys, kmsg.ApiVersionsResponseApiKey{ApiKey: int16(key), MinVersion: v.oldest, MaxVersion: v.newest})
+		}
+		return answer
 	}
-	return answer
 }
 
 func host(addr string) string { return strings.TrimSuffix(addr, ":9092") }
@@ -412,7 +413,7 @@ func (k *fakeKafka) offsetCommit(r *kmsg.OffsetCommitRequest) *kmsg.OffsetCommit
 // offsetsOf is what a commit asks for, sorted.
 func offsetsOf(r kmsg.Request) []engine.Offset {
 	var offsets []engine.Offset
-	for _, topic := range r.(*kmsg.OffsetCommitRequest).Topics { //nolint:errcheck // the test asked for this kind
+	for _, topic := range r.(*kmsg.OffsetCommitRequest).Topics {
 		for _, p := range topic.Partitions {
 			o := engine.Offset{Partition: engine.Partition{Topic: topic.Topic, Number: p.Partition}, Offset: p.Offset}
 			if p.Metadata != nil {
@@ -428,7 +429,7 @@ func offsetsOf(r kmsg.Request) []engine.Offset {
 // refuseCommit answers a commit with an error for each partition, or none.
 func refuseCommit(r kmsg.Request, code func(engine.Partition) sarama.KError) *kmsg.OffsetCommitResponse {
 	answer := kmsg.NewPtrOffsetCommitResponse()
-	for _, topic := range r.(*kmsg.OffsetCommitRequest).Topics { //nolint:errcheck // the test asked for this kind
+	for _, topic := range r.(*kmsg.OffsetCommitRequest).Topics {
 		at := kmsg.OffsetCommitResponseTopic{Topic: topic.Topic}
 		for _, p := range topic.Partitions {
 			at.Partitions = append(at.Partitions, kmsg.OffsetCommitResponseTopicPartition{
@@ -720,7 +721,7 @@ func stubbed(g *group) *stubClient {
 func atDrainPoint(t *testing.T) (*group, *fakeSession, *stubClient) {
 	t.Helper()
 	g, s, _ := aMember(t)
-	stub := g.inner.(*stubClient) //nolint:errcheck // aMember made it
+	stub := g.inner.(*stubClient)
 	g.starting.Store(true)
 	close(g.created)
 	ended, stop := make(chan struct{}), make(chan struct{})
@@ -1017,7 +1018,7 @@ func TestEngineRunUnderNewest(t *testing.T) {
 func TestEngineRunWithoutPartitions(t *testing.T) {
 	inEachMode(t, func(t *testing.T, mode Mode) {
 		none := func(kafka *fakeKafka, _ *Config, _ *fakeSession) {
-			kafka.on(kmsg.SyncGroup, answersWith(kmsg.NewPtrSyncGroupResponse()))
+			kafka.on(kmsg.SyncGroup, answersWith(func() kmsg.Response { return kmsg.NewPtrSyncGroupResponse() }))
 		}
 		onEngine(t, mode, none, func(t *testing.T, g *group, s *fakeSession, kafka *fakeKafka) {
 			opensGeneration(t, s, 1)
@@ -1093,8 +1094,8 @@ func TestAssignmentThatCouldNotBeOpened(t *testing.T) {
 			k.partition(orders0, 0, "a", "b", "c")
 			asked := 0
 			k.on(kmsg.OffsetFetch, func(c *call) kmsg.Response {
-				answer := k.usual(c).(*kmsg.OffsetFetchResponse) //nolint:errcheck // it is asked for
-				if asked++; asked%2 == 0 && failures > 0 {       // the engine's question comes first, then ours
+				answer := k.usual(c).(*kmsg.OffsetFetchResponse)
+				if asked++; asked%2 == 0 && failures > 0 { // the engine's question comes first, then ours
 					failures--
 					time.Sleep(time.Second)
 					answer.Topics[0].Partitions[1].ErrorCode = int16(sarama.ErrOffsetsLoadInProgress)
@@ -1215,7 +1216,7 @@ func TestLeaveWhileJoinGroupWaits(t *testing.T) {
 			return answer
 		})
 		kafka.on(kmsg.LeaveGroup, func(c *call) kmsg.Response {
-			if id := c.request.(*kmsg.LeaveGroupRequest).MemberID; id == "m-1" { //nolint:errcheck // it is asked for
+			if id := c.request.(*kmsg.LeaveGroupRequest).MemberID; id == "m-1" {
 				close(left)
 			}
 			return kafka.usual(c)

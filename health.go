@@ -14,6 +14,7 @@ import (
 // A State is what a consumer is doing.
 type State int
 
+// The states, in the order in which a consumer goes through them.
 const (
 	Idle        State = iota // Run has not been called
 	Starting                 // connecting and joining for the first time

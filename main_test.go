@@ -95,7 +95,7 @@ func readAPI(t *testing.T) *api {
 func (a *api) values(values []*doc.Value, kind string) {
 	for _, v := range values {
 		for _, spec := range v.Decl.Specs {
-			spec := spec.(*ast.ValueSpec) //nolint:errcheck // constants and variables are nothing else
+			spec := spec.(*ast.ValueSpec) // constants and variables are nothing else
 			for _, name := range spec.Names {
 				if !name.IsExported() {
 					continue
@@ -120,7 +120,7 @@ func (a *api) functions(functions []*doc.Func) {
 }
 
 func (a *api) typ(typ *doc.Type) {
-	spec := typ.Decl.Specs[0].(*ast.TypeSpec) //nolint:errcheck // types are nothing else
+	spec := typ.Decl.Specs[0].(*ast.TypeSpec) // types are nothing else
 	switch t := spec.Type.(type) {
 	case *ast.StructType:
 		a.add("type "+typ.Name+" struct", true, typ.Doc != "")

@@ -66,10 +66,12 @@ var fatalJoin = map[sarama.KError]string{
 func (m *membership) JoinAnswered(a wire.JoinAnswer) {
 	code := sarama.KError(a.Err)
 	m.mu.Lock()
-	if code == sarama.ErrNoError {
+	switch code {
+	case sarama.ErrNoError:
 		m.me, m.leader = a.Member, a.Leader
-	} else if code == sarama.ErrUnknownMemberId {
+	case sarama.ErrUnknownMemberId:
 		m.me = wire.Member{}
+	default: // the engine tries again
 	}
 	m.mu.Unlock()
 	m.wakeUp()
@@ -126,6 +128,7 @@ func (m *membership) HeartbeatAnswered(of wire.Member, sent time.Time, err int16
 		}
 	case sarama.ErrUnknownMemberId, sarama.ErrIllegalGeneration:
 		m.lose(fmt.Errorf("heartbeat: %w", code))
+	default: // the engine ends its generation, or asks again
 	}
 }
 
@@ -164,15 +167,15 @@ func (m *membership) lost(of wire.Member, cause error) {
 	}
 }
 
-// check looks at the clock. It returns who we are, why the session is lost if it is,
-// and whether a heartbeat is due: none was sent for longer than an interval.
-func (m *membership) check(now time.Time, interval time.Duration) (me wire.Member, gone error, due bool) {
+// check looks at the clock. It returns who we are, whether a heartbeat is due (none
+// was sent for longer than an interval), and why the session is lost, if it is.
+func (m *membership) check(now time.Time, interval time.Duration) (me wire.Member, due bool, gone error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.member && m.gone == nil && now.Sub(m.alive) > m.session {
 		m.gone = fmt.Errorf("no heartbeat was answered for %v", m.session)
 	}
-	return m.me, m.gone, m.member && m.gone == nil && now.Sub(m.sent) > interval
+	return m.me, m.member && m.gone == nil && now.Sub(m.sent) > interval, m.gone
 }
 
 // current is who we are, and whether we are a member now.

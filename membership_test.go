@@ -114,7 +114,7 @@ func TestHeartbeatAnswer(t *testing.T) {
 				}
 				assert.Equal(t, alive, m.alive, "it counts from its sending")
 				assert.Equal(t, test.sign, !m.sign.IsZero(), "the sign of a rebalance")
-				_, gone, _ := m.check(time.Now(), testBeat)
+				_, _, gone := m.check(time.Now(), testBeat)
 				_, member := m.current()
 				if test.gone == "" {
 					require.NoError(t, gone)
@@ -135,17 +135,17 @@ func TestFirstCauseOfALossStays(t *testing.T) {
 	m := testMembership()
 	joins(m, member7)
 	m.lost(member8, errors.New("of another generation"))
-	_, gone, _ := m.check(time.Now(), testBeat)
+	_, _, gone := m.check(time.Now(), testBeat)
 	require.NoError(t, gone)
 
 	m.HeartbeatAnswered(member7, time.Now(), int16(sarama.ErrIllegalGeneration))
 	m.lost(member7, errors.New("later"))
-	_, gone, due := m.check(time.Now().Add(time.Hour), testBeat)
+	_, due, gone := m.check(time.Now().Add(time.Hour), testBeat)
 	require.ErrorIs(t, gone, sarama.ErrIllegalGeneration)
 	assert.False(t, due, "whoever is not a member sends no heartbeats")
 
 	m.JoinSent("m-1")
-	_, gone, _ = m.check(time.Now(), testBeat)
+	_, _, gone = m.check(time.Now(), testBeat)
 	assert.NoError(t, gone, "that was the last generation")
 }
 
@@ -161,7 +161,7 @@ func TestRefusalOutsideAGeneration(t *testing.T) {
 			end(m)
 			m.HeartbeatAnswered(member7, time.Now(), int16(sarama.ErrUnknownMemberId))
 			m.lost(member7, errors.New("commit refused"))
-			_, gone, due := m.check(time.Now().Add(time.Hour), testBeat)
+			_, due, gone := m.check(time.Now().Add(time.Hour), testBeat)
 			require.NoError(t, gone)
 			assert.False(t, due)
 		})
@@ -172,37 +172,37 @@ func TestSessionClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := testMembership()
 		start := time.Now()
-		_, gone, due := m.check(start.Add(time.Hour), testBeat)
+		_, due, gone := m.check(start.Add(time.Hour), testBeat)
 		require.NoError(t, gone, "outside a generation no clock runs")
 		assert.False(t, due)
 
 		m.JoinSent("")
 		m.JoinAnswered(wire.JoinAnswer{Member: member7})
 		time.Sleep(time.Hour)
-		_, gone, due = m.check(time.Now(), testBeat)
+		_, due, gone = m.check(time.Now(), testBeat)
 		require.NoError(t, gone, "JoinGroup waits for others")
 		assert.False(t, due)
 		m.SyncAnswered(member7, 0)
 
 		joined := time.Now()
-		_, _, due = m.check(joined.Add(testBeat), testBeat)
+		_, due, _ = m.check(joined.Add(testBeat), testBeat)
 		assert.False(t, due, "an interval has to pass")
-		_, _, due = m.check(joined.Add(testBeat+1), testBeat)
+		_, due, _ = m.check(joined.Add(testBeat+1), testBeat)
 		assert.True(t, due)
 
 		time.Sleep(5 * time.Second)
 		m.HeartbeatSent(member7)
 		sent := time.Now()
-		_, _, due = m.check(sent.Add(testBeat), testBeat)
+		_, due, _ = m.check(sent.Add(testBeat), testBeat)
 		assert.False(t, due, "whoever sent it: the engine or we")
 		time.Sleep(3 * time.Second)
 		m.HeartbeatAnswered(member7, sent, 0)
 
 		time.Sleep(time.Second)
 		m.HeartbeatSent(member7) // never answered
-		_, gone, _ = m.check(sent.Add(testSession), testBeat)
+		_, _, gone = m.check(sent.Add(testSession), testBeat)
 		require.NoError(t, gone)
-		_, gone, due = m.check(sent.Add(testSession+1), testBeat)
+		_, due, gone = m.check(sent.Add(testSession+1), testBeat)
 		require.ErrorContains(t, gone, "no heartbeat was answered for 20s")
 		assert.False(t, due)
 		_, member := m.current()

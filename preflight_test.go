@@ -13,13 +13,15 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// answersWith makes a script of a constant answer.
-func answersWith(answer kmsg.Response) script { return func(*call) kmsg.Response { return answer } }
+// answersWith makes a script of one answer. Connections must not share it.
+func answersWith(answer func() kmsg.Response) script {
+	return func(*call) kmsg.Response { return answer() }
+}
 
 // withTopicError answers Metadata with an error for a topic.
 func withTopicError(kafka *fakeKafka, topic string, code sarama.KError) script {
 	return func(c *call) kmsg.Response {
-		answer := kafka.usual(c).(*kmsg.MetadataResponse) //nolint:errcheck // it is asked for
+		answer := kafka.usual(c).(*kmsg.MetadataResponse)
 		for i, t := range answer.Topics {
 			if *t.Topic == topic {
 				answer.Topics[i].ErrorCode = int16(code)
@@ -29,10 +31,12 @@ func withTopicError(kafka *fakeKafka, topic string, code sarama.KError) script {
 	}
 }
 
-func findCoordinator(host string, code sarama.KError) kmsg.Response {
-	answer := kmsg.NewPtrFindCoordinatorResponse()
-	answer.NodeID, answer.Host, answer.Port, answer.ErrorCode = 1, host, 9092, int16(code)
-	return answer
+func findCoordinator(host string, code sarama.KError) func() kmsg.Response {
+	return func() kmsg.Response {
+		answer := kmsg.NewPtrFindCoordinatorResponse()
+		answer.NodeID, answer.Host, answer.Port, answer.ErrorCode = 1, host, 9092, int16(code)
+		return answer
+	}
 }
 
 // What a person has to mend ends the start at once, and says what that is.
@@ -127,7 +131,7 @@ func TestStartFails(t *testing.T) {
 					if c.addr != "three:9092" {
 						return k.usual(c)
 					}
-					return speaks(map[kmsg.Key]versions{kmsg.Fetch: {0, 7}})
+					return speaks(map[kmsg.Key]versions{kmsg.Fetch: {0, 7}})()
 				})
 			},
 			says: []string{"kgroup: broker three:9092: it is older than Kafka 2.1"},
@@ -202,20 +206,25 @@ func TestStartWithOneBrokerDown(t *testing.T) {
 // The broker that is asked for the topics may go away after it has told its versions;
 // another one that was reached can be asked.
 func TestPreflightAsksAnotherBroker(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		kafka := newKafka("one:9092", "two:9092")
-		kafka.partition(orders0, 0)
-		kafka.partition(refunds0, 0)
-		kafka.on(kmsg.Metadata, func(c *call) kmsg.Response {
-			if c.addr == "two:9092" {
-				c.hangUp()
-				return nil
-			}
-			return kafka.usual(c)
+	addrs := []string{"one:9092", "two:9092"}
+	for _, gone := range addrs {
+		t.Run(gone, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				kafka := newKafka(addrs...)
+				kafka.partition(orders0, 0)
+				kafka.partition(refunds0, 0)
+				kafka.on(kmsg.Metadata, func(c *call) kmsg.Response {
+					if c.addr == gone {
+						c.hangUp()
+						return nil
+					}
+					return kafka.usual(c)
+				})
+				g, _ := newTestGroup(t, func(cfg *Config) { cfg.Brokers, cfg.Dial = kafka.addrs, kafka.dial })
+				assert.NoError(t, g.preflight(t.Context()))
+			})
 		})
-		g, _ := newTestGroup(t, func(cfg *Config) { cfg.Brokers, cfg.Dial = kafka.addrs, kafka.dial })
-		assert.NoError(t, g.preflight(t.Context()))
-	})
+	}
 }
 
 func TestStartIsCancelled(t *testing.T) {
@@ -266,7 +275,7 @@ func TestStartWaitsForTheOffsetsTopic(t *testing.T) {
 		missing := 5
 		kafka.on(kmsg.FindCoordinator, func(c *call) kmsg.Response {
 			if missing--; missing >= 0 {
-				return findCoordinator("", sarama.ErrConsumerCoordinatorNotAvailable)
+				return findCoordinator("", sarama.ErrConsumerCoordinatorNotAvailable)()
 			}
 			return kafka.usual(c)
 		})

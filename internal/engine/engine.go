@@ -43,7 +43,7 @@ type Claim struct {
 	Offset    int64  // of the first message, or, where offsets have gaps, one before it
 	Metadata  string // as committed with Offset; empty if Offset was not committed
 	Committed bool   // Offset is the committed one
-	Single    bool  // messages are delivered one at a time: a worker that wakes should let a few come
+	Single    bool   // messages are delivered one at a time: a worker that wakes should let a few come
 	Fresh     bool   // Offset was found under Start: Newest; it must be committed before the first message is dispatched
 }
 
