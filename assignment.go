@@ -204,7 +204,8 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 		err = fmt.Errorf("topic %s was assigned, but no handler is configured for it", claim.Topic)
 	}
 	if err != nil { // that, or two patterns match: nobody knows whose message it is
-		topic = Topic{Handler: refuse(err), Queue: 1, Retry: Retry{MinBackoff: time.Second, MaxBackoff: 30 * time.Second}}
+		a.Error(err)
+		topic = Topic{Handler: refuse(err), Queue: defaultQueue, Retry: Retry{MinBackoff: time.Second, MaxBackoff: 30 * time.Second}}
 	}
 	env, err := parseEnvelope(claim.Metadata)
 	if err != nil {

@@ -414,7 +414,7 @@ func TestTwoPatternsMatchOneTopic(t *testing.T) {
 		h := HandlerFunc(r.handle)
 		r.consumer.assignment.topics = newMatcher(Topics{"^ord": {Handler: h}, "^.*ers$": {Handler: h}, "refunds": Topic{Handler: h}.withDefaults()})
 		r.engine.assign(at(orders0, 5), at(refunds0, 0))
-		r.engine.deliver(orders0, 5)
+		require.False(t, r.engine.deliver(orders0, 5, 6), "a full queue makes all others wait, in Multiplex mode")
 		r.engine.deliver(refunds0, 0, 1)
 		r.after(100 * time.Second)
 		assert.Empty(t, r.handled(orders0))

@@ -63,8 +63,8 @@ func New(cfg Config) (*Consumer, error) {
 // to Config.Hooks, the log, and Health.
 //
 // When ctx is cancelled no further message is handed out. Handlers at work are left
-// to finish; Config.ShutdownTimeout less 5 s later their context is cancelled with
-// [ErrShutdownTimeout]. Then what was settled is committed, and this member leaves
+// to finish; when a fifth of Config.ShutdownTimeout is left (5 s at most) their
+// context is cancelled with [ErrShutdownTimeout]. Then what was settled is committed, and this member leaves
 // the group. Run returns nil after that, also when a message that could not be
 // handled yet was left to its next owner, and when ctx was cancelled before the
 // start; and an error when a handler did not return or the last commit failed.
@@ -136,9 +136,9 @@ func (c *Consumer) commitPeriodically(ctx context.Context, a *assignment) {
 	if interval == CommitEveryMessage {
 		interval = refreshOffsets
 	}
+	refreshed := time.Now() // before the ticker, whose first tick may be due for it
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
-	refreshed := time.Now()
 	for {
 		select {
 		case now := <-ticker.C:

@@ -213,6 +213,19 @@ func TestCommitEveryMessage(t *testing.T) {
 		})
 	})
 
+	t.Run("a seal ends the wait for a refusal", func(t *testing.T) {
+		withRig(t, every, func(t *testing.T, r *rig) {
+			r.engine.answer(refusing(errors.New("not allowed"), orders0))
+			r.engine.assign(at(orders0, 5))
+			r.engine.deliver(orders0, 5, 6)
+			r.after(100 * time.Millisecond)
+			began := time.Now()
+			r.engine.rebalance(time.Minute, time.Minute)
+			assert.Zero(t, time.Since(began))
+			assert.Equal(t, "5#1", r.handled(orders0))
+		})
+	})
+
 	t.Run("a seal ends the wait, and the drain commits", func(t *testing.T) {
 		withRig(t, every, func(t *testing.T, r *rig) {
 			r.engine.answer(failing(errTransient, errTransient, errTransient, errTransient, errTransient, errTransient))

@@ -51,7 +51,8 @@ type group struct {
 	leaving  atomic.Bool
 	left     string // the member id for which leaveEarly has been sent; only watch uses it
 	failed   chan error
-	joined   atomic.Bool // there was an assignment
+	commits  chan struct{} // holds a value while a commit is under way
+	joined   atomic.Bool   // there was an assignment
 	held     atomic.Pointer[engine.Partition]
 	paused   sync.Map // engine.Partition → time.Time: until then a paused partition's complaints are expected
 
@@ -84,9 +85,10 @@ func newGroup(cfg Config, topics *matcher, built *cluster.Config, log *slog.Logg
 		seals:    make(chan chan struct{}),
 		loopDone: make(chan struct{}),
 		failed:   make(chan error, 1),
+		commits:  make(chan struct{}, 1),
 	}
 	g.slot, g.endSlot = context.WithCancel(context.Background())
-	g.member = newMembership(built.Group.Session.Timeout, g.refused)
+	g.member = newMembership(built.Group.Session.Timeout, g.refused, func() { g.levers.reset() })
 	data, group := built.Config, built.Config
 	data.Net.Proxy.Enable, data.Net.Proxy.Dialer = true, g.network.Data()
 	group.Net.Proxy.Enable, group.Net.Proxy.Dialer = true, g.network.Group(g.member, wire.Limits{
@@ -101,21 +103,18 @@ func newGroup(cfg Config, topics *matcher, built *cluster.Config, log *slog.Logg
 // Start implements [engine.Engine].
 func (g *group) Start(ctx context.Context, s engine.Session) error {
 	g.session = s
-	cut := context.AfterFunc(ctx, g.network.Close) // nothing in here listens to a context
-	if err := g.join(ctx); err != nil {
-		cut()
+	uncut := context.AfterFunc(ctx, g.network.Close) // nothing in here listens to a context
+	if err := g.join(ctx, uncut); err != nil {
+		uncut()
 		g.end()
 		return err
-	}
-	if !cut() {
-		_ = g.Leave(ctx)
-		return context.Cause(ctx)
 	}
 	return nil
 }
 
-// join checks what can be checked and starts the engine.
-func (g *group) join(ctx context.Context) error { //nolint:contextcheck // the callbacks on the connections have no caller
+// join checks what can be checked and starts the engine. From then on the connections
+// are not cut any more when ctx is cancelled: they are needed for leaving the group.
+func (g *group) join(ctx context.Context, uncut func() bool) error { //nolint:contextcheck // the callbacks on the connections have no caller
 	if err := g.preflight(ctx); err != nil {
 		return err
 	}
@@ -129,6 +128,9 @@ func (g *group) join(ctx context.Context) error { //nolint:contextcheck // the c
 	_ = g.inner.RefreshMetadata(g.topics.names()...) // preflight has judged them; the first assignment is computed from this
 	if err := g.findCoordinator(ctx); err != nil {
 		return err
+	}
+	if !uncut() {
+		return context.Cause(ctx)
 	}
 	if g.consumer, err = cluster.NewConsumerFromClient(client, g.name, g.topics.names()); err != nil {
 		return fmt.Errorf("kgroup: start the consumer: %w", err)
@@ -172,6 +174,7 @@ func (g *group) loop() {
 		}
 		select {
 		case ack := <-g.seals:
+			g.discard(consumers)
 			g.sealed(routes)
 			close(ack)
 		case p, ok := <-g.consumer.Partitions():
@@ -186,14 +189,14 @@ func (g *group) loop() {
 			case !ok:
 				return
 			case n == lastNotification: // the rebalance has failed; the error follows on the errors channel
-			case n.Claimed == nil: // a rebalance has started: what is left of an assignment that was never opened is void
+			case n.Claimed == nil: // a rebalance has started
 				lastNotification = n
-				g.discard(consumers)
 				g.announce(nil)
-			default:
-				g.collect(consumers, n.Current)
+			case g.collect(consumers, n.Current):
 				g.open(routes, consumers, engine.Change{Current: n.Current, Claimed: n.Claimed, Released: n.Released})
 				clear(consumers)
+			default:
+				g.sealed(routes) // over before it was opened
 			}
 		}
 	}
@@ -212,7 +215,9 @@ func partitionOf(p cluster.PartitionConsumer) engine.Partition {
 }
 
 // discard forgets partition consumers of an assignment that failed before it was
-// opened, among them one that may still lie in the channel: its senders have ended.
+// opened, among them one that may still lie in the channel. It is called at the drain
+// point: the engine waits, and whoever sends has ended. (After the notification that
+// follows, the engine goes on, and what lies there may be of the next assignment.)
 func (g *group) discard(consumers map[engine.Partition]cluster.PartitionConsumer) {
 	clear(consumers)
 	for {
@@ -228,22 +233,30 @@ func (g *group) discard(consumers map[engine.Partition]cluster.PartitionConsumer
 }
 
 // collect waits for the partition consumers of a new assignment: they have all been
-// sent before the notification.
-func (g *group) collect(consumers map[engine.Partition]cluster.PartitionConsumer, current map[string][]int32) {
+// sent before the notification. It reports false, and has acknowledged the seal, if
+// the next rebalance comes first.
+func (g *group) collect(consumers map[engine.Partition]cluster.PartitionConsumer, current map[string][]int32) bool {
 	if g.config.Mode != Partitions {
-		return
+		return true
 	}
 	total := 0
 	for _, numbers := range current {
 		total += len(numbers)
 	}
 	for len(consumers) < total {
-		p, ok := <-g.consumer.Partitions()
-		if !ok {
-			return
+		select {
+		case p, ok := <-g.consumer.Partitions():
+			if !ok {
+				return true // closed for good: what is missing is not opened
+			}
+			consumers[partitionOf(p)] = p
+		case ack := <-g.seals:
+			g.discard(consumers)
+			close(ack)
+			return false
 		}
-		consumers[partitionOf(p)] = p
 	}
+	return true
 }
 
 // open opens a generation: on RebalanceOK, never on the first message. If a partition
@@ -341,7 +354,7 @@ func (g *group) rebalance() error {
 	g.mu.Lock()
 	gen := g.gen
 	g.mu.Unlock()
-	if gen != nil {
+	if gen != nil && !gen.lost {
 		g.announce(gen.current)
 	}
 	err := g.inner.RefreshCoordinator(g.name)
@@ -358,7 +371,6 @@ func (g *group) rebalance() error {
 	if g.leaving.Load() {
 		return errStopping
 	}
-	g.levers.reset()
 	return nil
 }
 

@@ -111,8 +111,14 @@ func (g *group) Commit(ctx context.Context, generation int64, offsets []engine.O
 		refused map[engine.Partition]error
 		err     error
 	}
+	select {
+	case g.commits <- struct{}{}: // one that was given up is waited for: it must not come after this one
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	answered := make(chan result, 1)
 	g.routines.Go(func() { // requests know no context; this one ends with its connection's deadline
+		defer func() { <-g.commits }()
 		refused, err := g.commitTwice(ctx, me, offsets)
 		answered <- result{refused, err}
 	})

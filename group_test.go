@@ -774,6 +774,7 @@ func TestDrainPoint(t *testing.T) {
 		require.ErrorIs(t, err, engine.ErrGone, "it is given up")
 		require.NoError(t, g.slot.Err(), "the next generation may be opened")
 		assert.False(t, g.isOpen())
+		g.member.JoinSent("")
 		assert.Empty(t, g.levers.places, "what was learnt for it is forgotten")
 
 		s.history.clear()

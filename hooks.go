@@ -5,9 +5,9 @@ package kgroup
 // Hooks are called when something happens. Every field may be nil. A hook runs on
 // the goroutine that does the step, and delays it: Assign delays the partition's
 // first message, Revoke the whole group's rebalance. No two hooks run at once for
-// one partition. A hook is not protected: one that panics ends the process, as any
-// bug does. RebalanceCompleted, Assign and Commit must not call Consumer.Commit, which
-// would wait for what they delay.
+// one partition (Commit, which concerns many, may run beside others). A hook is not
+// protected: one that panics ends the process, as any bug does. Hooks must not call
+// Consumer.Commit, which may wait for what they delay.
 type Hooks struct {
 	// RebalanceStarted is called when a rebalance begins, before anything is given
 	// up, with what this member owns (nothing at the first one).

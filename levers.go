@@ -152,15 +152,25 @@ func (l *levers) Topics() ([]string, error) {
 // has to be missing twice: a broker that has just started knows less than it should.
 func (l *levers) changed(topics []string) bool {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	for topic, count := range l.counts {
-		now := 0
+	counts := maps.Clone(l.counts)
+	l.mu.Unlock()
+	for topic := range counts {
+		counts[topic] = 0
 		if slices.Contains(topics, topic) {
-			partitions, err := l.Client.Partitions(topic)
+			partitions, err := l.Client.Partitions(topic) // not under the lock: it may ask
 			if err != nil {
+				delete(counts, topic)
 				continue
 			}
-			now = len(partitions)
+			counts[topic] = len(partitions)
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for topic, now := range counts {
+		count, asked := l.counts[topic]
+		if !asked {
+			continue
 		}
 		before := l.shrunk[topic]
 		l.shrunk[topic] = now < count

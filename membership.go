@@ -18,6 +18,7 @@ import (
 type membership struct {
 	session time.Duration
 	refused func(error) // a JoinGroup was refused for good
+	rejoins func()      // a JoinGroup is about to be sent
 
 	changed chan struct{} // receives a value when something happened that watch must look at
 
@@ -33,10 +34,11 @@ type membership struct {
 	offsets map[engine.Partition]wire.Offset
 }
 
-func newMembership(session time.Duration, refused func(error)) *membership {
+func newMembership(session time.Duration, refused func(error), rejoins func()) *membership {
 	return &membership{
 		session: session,
 		refused: refused,
+		rejoins: rejoins,
 		changed: make(chan struct{}, 1),
 		offsets: map[engine.Partition]wire.Offset{},
 	}
@@ -44,6 +46,7 @@ func newMembership(session time.Duration, refused func(error)) *membership {
 
 // JoinSent implements [wire.Observer]: the last generation is over for good.
 func (m *membership) JoinSent(string) {
+	m.rejoins()
 	m.mu.Lock()
 	m.joining, m.member, m.leader = true, false, false
 	m.gone, m.sign = nil, time.Time{}
@@ -120,15 +123,23 @@ func (m *membership) HeartbeatAnswered(of wire.Member, sent time.Time, err int16
 	}
 	switch code := sarama.KError(err); code {
 	case sarama.ErrNoError:
-		m.alive = sent
+		m.heard(sent)
 	case sarama.ErrRebalanceInProgress:
-		m.alive = sent
+		m.heard(sent)
 		if m.sign.IsZero() {
 			m.sign = time.Now()
 		}
 	case sarama.ErrUnknownMemberId, sarama.ErrIllegalGeneration:
 		m.lose(fmt.Errorf("heartbeat: %w", code))
 	default: // the engine ends its generation, or asks again
+	}
+}
+
+// heard notes, with m.mu held, an answer to a heartbeat; one of a connection that was
+// replaced may come late.
+func (m *membership) heard(sent time.Time) {
+	if sent.After(m.alive) {
+		m.alive = sent
 	}
 }
 

@@ -25,7 +25,7 @@ const (
 )
 
 func testMembership() *membership {
-	return newMembership(testSession, func(error) {})
+	return newMembership(testSession, func(error) {}, func() {})
 }
 
 // joins tells m what passes on the group connection when a member joins as its leader.
@@ -250,7 +250,7 @@ func TestJoinRefusedForGood(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.code.Error(), func(t *testing.T) {
 			var refused error
-			m := newMembership(testSession, func(err error) { refused = err })
+			m := newMembership(testSession, func(err error) { refused = err }, func() {})
 			m.JoinSent("")
 			m.JoinAnswered(wire.JoinAnswer{Err: int16(test.code)})
 			if test.says == "" {

@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	}
 	flag.Parse()
 	if !given("test.parallel") { // scenarios mostly wait, for sessions and rebalances
-		_ = flag.Set("test.parallel", "16")
+		_ = flag.Set("test.parallel", "8")
 	}
 	goleak.VerifyTestMain(m,
 		// Never ends once a sarama client has connected.

@@ -100,7 +100,8 @@ type Session interface {
 	Revoke(generation int64, cancelAt, until time.Time)
 
 	// Lost says that the generation's partitions belong to somebody else, or may:
-	// handlers are cancelled at once, nothing is waited for and nothing committed.
+	// handlers are cancelled at once, given a moment to return, and nothing is
+	// committed. The context given to Assigned has ended before.
 	Lost(generation int64, cause error)
 
 	// Error reports what was survived.
