@@ -41,7 +41,7 @@ test-kafka: ## run the scenarios on real brokers (Java, Maven): all on one versi
 .PHONY: test-kafka-all
 test-kafka-all: ## run every scenario on every broker version in every mode, and write docs/TESTED.md
 	@.ci/require-kafka $@
-	KGROUP_KAFKA="$(KAFKA_ALL)" KGROUP_TESTED="$(CURDIR)/docs/TESTED.md" go -C e2e test -tags kafka -count=1 -timeout 3h ./...
+	KGROUP_FULL=1 KGROUP_KAFKA="$(KAFKA_ALL)" KGROUP_TESTED="$(CURDIR)/docs/TESTED.md" go -C e2e test -tags kafka -count=1 -timeout 3h ./...
 
 .PHONY: lint
 lint: tools ## check style, imports and formatting

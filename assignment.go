@@ -25,7 +25,8 @@ type assignment struct {
 	log       *slog.Logger
 	values    context.Context // of Run, without its cancellation
 	committer *committer
-	every     bool // commit after every message
+	every     bool          // commit after every message
+	patience  time.Duration // of Health, with a rebalance
 
 	ready chan struct{} // closed after the first assignment
 
@@ -57,18 +58,19 @@ type generation struct {
 
 func newAssignment(ctx context.Context, cfg Config, topics *matcher, e engine.Engine, log *slog.Logger, ready chan struct{}) *assignment {
 	a := &assignment{
-		topics:  topics,
-		hooks:   cfg.Hooks,
-		log:     log,
-		values:  context.WithoutCancel(ctx),
-		every:   cfg.CommitInterval == CommitEveryMessage,
-		ready:   ready,
-		changed: make(chan struct{}),
-		orphans: map[engine.Partition]*lane{},
-		state:   Starting,
-		since:   time.Now(),
-		said:    map[string]time.Time{},
-		tellers: map[engine.Partition]chan struct{}{},
+		topics:   topics,
+		hooks:    cfg.Hooks,
+		log:      log,
+		values:   context.WithoutCancel(ctx),
+		every:    cfg.CommitInterval == CommitEveryMessage,
+		patience: cfg.SessionTimeout,
+		ready:    ready,
+		changed:  make(chan struct{}),
+		orphans:  map[engine.Partition]*lane{},
+		state:    Starting,
+		since:    time.Now(),
+		said:     map[string]time.Time{},
+		tellers:  map[engine.Partition]chan struct{}{},
 	}
 	a.committer = newCommitter(e, cfg.Hooks, a.Error)
 	return a
@@ -95,7 +97,7 @@ func (a *assignment) RebalanceFailed(err error) {
 // Error implements [engine.Session].
 func (a *assignment) Error(err error) {
 	if a.isNew(err) {
-		a.log.Warn("survived", "error", err)
+		a.log.Warn("error, going on", "error", err)
 	}
 	if a.hooks.Error != nil {
 		a.hooks.Error(err)
@@ -345,7 +347,8 @@ func (a *assignment) drain(ctx context.Context, g *generation, cancelAt, commitB
 		}
 		break
 	}
-	if commitBy.IsZero() {
+	rebalance := commitBy.IsZero()
+	if rebalance {
 		commitBy, _ = ctx.Deadline()
 		if least := time.Now().Add(commitTime); commitBy.Before(least) {
 			commitBy = least
@@ -372,6 +375,9 @@ func (a *assignment) drain(ctx context.Context, g *generation, cancelAt, commitB
 	a.abandon(orphans, cause, 0)
 	a.revoked(drained)
 	err := a.committer.commitUntil(commit, g, nil)
+	if rebalance {
+		err = a.committer.commitWhenReached(g, err)
+	}
 	if err != nil {
 		err = fmt.Errorf("kgroup: last commit before the partitions are given up: %w", err)
 	}

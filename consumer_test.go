@@ -3,6 +3,7 @@ package kgroup
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -782,5 +783,26 @@ func TestDrainCommitsUntilItsDeadline(t *testing.T) {
 		assert.Equal(t, 10*time.Second, time.Since(began))
 		assert.EqualValues(t, 6, r.engine.acknowledged(orders0))
 		assert.Len(t, r.history.all("error: ", "last commit", errTransient.Error()), 1)
+	})
+}
+
+// Symptom: a coordinator that was away for longer than a drain made every message
+// repeat that was settled since the last commit. Cause: the drain gave up at its
+// deadline, although nobody can join without the coordinator either.
+func TestDrainWaitsForACoordinatorThatIsAway(t *testing.T) {
+	withRig(t, func(cfg *Config) { cfg.CommitInterval = -1 }, func(t *testing.T, r *rig) {
+		back := time.Now().Add(15 * time.Second)
+		r.engine.answer(func(*fakeCommit) error {
+			if time.Now().Before(back) {
+				return fmt.Errorf("%w: connection refused", engine.ErrUnreachable)
+			}
+			return nil
+		})
+		r.engine.assign(at(orders0, 5))
+		r.engine.deliver(orders0, 5)
+		synctest.Wait()
+		r.engine.rebalance(5*time.Second, 10*time.Second)
+		assert.EqualValues(t, 6, r.engine.acknowledged(orders0))
+		assert.Less(t, time.Since(back), time.Second)
 	})
 }

@@ -49,7 +49,8 @@ type group struct {
 	routines sync.WaitGroup // everything started here but loop
 	stop     context.CancelFunc
 	leaving  atomic.Bool
-	left     string // the member id for which leaveEarly has been sent; only watch uses it
+	cut      atomic.Bool // the connections were cut because the shutdown took too long
+	left     string      // the member id for which leaveEarly has been sent; only watch uses it
 	failed   chan error
 	commits  chan struct{} // holds a value while a commit is under way
 	joined   atomic.Bool   // there was an assignment
@@ -450,6 +451,7 @@ func (g *group) Leave(ctx context.Context) error {
 	select {
 	case err = <-closed:
 	case <-ctx.Done():
+		g.cut.Store(true)
 		g.network.Close() // breaks every wait
 		<-closed          //nolint:errcheck // why it took so long is said below
 		err = fmt.Errorf("kgroup: leave the group: %w: the connections were cut, and the group waits for this member until its session ends", context.Cause(ctx))

@@ -104,7 +104,7 @@ func (g *group) Commit(ctx context.Context, generation int64, offsets []engine.O
 	gen := g.gen
 	g.mu.Unlock()
 	me, member := g.member.current()
-	if gen == nil || gen.number != generation || gen.member != me || !member {
+	if gen == nil || gen.number != generation || gen.member != me || !member || g.cut.Load() {
 		return nil, engine.ErrGone
 	}
 	type result struct {
@@ -176,12 +176,13 @@ func (g *group) commit(me wire.Member, offsets []engine.Offset, metadata bool) (
 	}
 	broker, err := g.coordinator()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", engine.ErrUnreachable, err)
 	}
 	answer, err := broker.CommitOffset(request)
 	if err != nil {
 		g.mindCoordinator(broker, err)
-		return nil, err
+		_ = g.inner.RefreshCoordinator(g.name) // it may be another by now
+		return nil, fmt.Errorf("%w: %w", engine.ErrUnreachable, err)
 	}
 	refused := map[engine.Partition]error{}
 	for _, o := range offsets {
@@ -198,8 +199,10 @@ func (g *group) commit(me wire.Member, offsets []engine.Offset, metadata bool) (
 				return nil, fmt.Errorf("%w: %w", engine.ErrGone, code)
 			case sarama.ErrNotCoordinatorForConsumer, sarama.ErrConsumerCoordinatorNotAvailable:
 				_ = g.inner.RefreshCoordinator(g.name) // the error says enough; the next attempt asks again
-				return nil, code
-			case sarama.ErrOffsetsLoadInProgress, sarama.ErrRebalanceInProgress, sarama.ErrRequestTimedOut, sarama.ErrNotEnoughReplicas, sarama.ErrNotEnoughReplicasAfterAppend:
+				return nil, fmt.Errorf("%w: %w", engine.ErrUnreachable, code)
+			case sarama.ErrOffsetsLoadInProgress:
+				return nil, fmt.Errorf("%w: %w", engine.ErrUnreachable, code)
+			case sarama.ErrRebalanceInProgress, sarama.ErrRequestTimedOut, sarama.ErrNotEnoughReplicas, sarama.ErrNotEnoughReplicasAfterAppend:
 				return nil, code
 			default:
 				refused[engine.Partition{Topic: topic, Number: number}] = code

@@ -108,6 +108,9 @@ func Chain(h Handler, mw ...Middleware) Handler {
 // decode is an error of the attempt: decode decides itself whether it is
 // [Permanent] (a schema registry that is down is not a bad message).
 func Typed[T any](decode func(ctx context.Context, msg Message) (T, error), handle func(ctx context.Context, value T, msg Message) error) Handler {
+	if decode == nil || handle == nil {
+		return HandlerFunc(nil) // New finds it
+	}
 	return HandlerFunc(func(ctx context.Context, msg Message) error {
 		value, err := decode(ctx, msg)
 		if err != nil {

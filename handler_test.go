@@ -162,3 +162,18 @@ func TestErrorTexts(t *testing.T) {
 	}
 	require.ErrorIs(t, &ConfigError{Err: errHandler}, errHandler)
 }
+
+func TestTypedWithoutAFunctionIsANilHandler(t *testing.T) {
+	for name, h := range map[string]Handler{
+		"JSON":         JSON[int](nil),
+		"Typed":        Typed[int](decodeJSON[int], nil),
+		"Typed decode": Typed(nil, func(context.Context, int, Message) error { return nil }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := Config{Brokers: []string{"localhost:9092"}, Group: "billing", Topics: Topics{"orders": {Handler: h}}}.Validate()
+			var wrong *ConfigError
+			require.ErrorAs(t, err, &wrong)
+			assert.Equal(t, `Topics["orders"].Handler`, wrong.Field)
+		})
+	}
+}

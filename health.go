@@ -44,6 +44,8 @@ type Health struct {
 	// Stuck are partitions ("topic/partition") that this member had to give up while a
 	// handler was at work that has still not returned.
 	Stuck []string
+
+	patience time.Duration // how long a rebalance may take before Err says so
 }
 
 // LaneHealth is the state of one owned partition.
@@ -69,14 +71,18 @@ const blockedFor = 30 * time.Second
 
 // Err returns why the consumer is not healthy, or nil. It is not while it is held up
 // by a message that is held or has failed for 30 s, by a handler that does not
-// return, or because Run has ended. Being without partitions, or between two
-// assignments, is healthy.
+// return, by a cluster or group that it cannot (re)join for longer than a session,
+// or because Run has ended. Having no partitions, because there are more members
+// than partitions, is healthy.
 func (h Health) Err() error {
 	switch {
 	case h.State == Idle, h.State == Stopped:
 		return ErrNotRunning
 	case len(h.Stuck) > 0:
 		return fmt.Errorf("kgroup: handlers that were cancelled have not returned: %v", h.Stuck)
+	}
+	if waits := h.State == Starting || h.State == Rebalancing; waits && time.Since(h.Since) > h.patience {
+		return fmt.Errorf("kgroup: %v since %v: the group cannot be joined", h.State, h.Since.Format(time.RFC3339))
 	}
 	for _, l := range h.Lanes {
 		if l.Blocked != nil && (l.held || time.Since(l.BlockedSince) >= blockedFor) {
@@ -88,7 +94,7 @@ func (h Health) Err() error {
 
 func (a *assignment) health(e engine.Engine) Health {
 	a.mu.Lock()
-	h := Health{State: a.state, Since: a.since}
+	h := Health{State: a.state, Since: a.since, patience: a.patience}
 	g := a.current
 	for p, orphan := range a.orphans {
 		if !isClosed(orphan.done) {

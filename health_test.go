@@ -226,3 +226,17 @@ func TestStateString(t *testing.T) {
 	assert.Equal(t, "stopped", Stopped.String())
 	assert.Equal(t, "State(6)", (Stopped + 1).String())
 }
+
+// A cluster that is away is no reason for alarm at once, and one for ever.
+func TestHealthOfARebalanceThatDoesNotEnd(t *testing.T) {
+	withRig(t, func(cfg *Config) { cfg.SessionTimeout = 20 * time.Second }, func(t *testing.T, r *rig) {
+		r.engine.assign(at(orders0, 5))
+		r.engine.lose(errors.New("session"))
+		r.after(19 * time.Second)
+		require.NoError(t, r.consumer.Health().Err())
+		r.after(2 * time.Second)
+		require.ErrorContains(t, r.consumer.Health().Err(), "rebalancing since")
+		r.engine.assign(at(orders0, 5))
+		require.NoError(t, r.consumer.Health().Err())
+	})
+}

@@ -212,6 +212,17 @@ func (c *committer) commitUntil(ctx context.Context, g *generation, failed func(
 	}
 }
 
+// commitWhenReached goes on committing g while the coordinator cannot be reached: this
+// member cannot join without it either, and what was settled would be repeated. It
+// ends with the session, if not before.
+func (c *committer) commitWhenReached(g *generation, err error) error {
+	for errors.Is(err, engine.ErrUnreachable) {
+		time.Sleep(100 * time.Millisecond)
+		err = c.commit(context.Background(), g, false)
+	}
+	return err
+}
+
 // failed reports a commit that will be made again, unless it is known: a refusal has
 // been reported, a loss will be by the engine.
 func (c *committer) failed(err error) {

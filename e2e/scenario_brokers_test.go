@@ -48,6 +48,26 @@ func coordinatorRestarts(e *env) {
 	e.awaitCommitted()
 }
 
+// The broker that coordinates the group crashes, and nobody takes its place until the
+// time for a drain is over. What was settled before is committed all the same.
+func coordinatorCrashes(e *env) {
+	topic := e.topic(4)
+	shortDrain := func(c *kgroup.Config) { c.RebalanceTimeout = 3 * time.Second }
+	a, b := e.start("a", on(topic, quick), longSession, shortDrain), e.start("b", on(topic, quick), longSession, shortDrain)
+	e.awaitMembers("a", "b")
+	load := e.load(topic, 100)
+	a.handles(20)
+	b.handles(20)
+	node := e.coordinator()
+	e.crash(node)
+	require.NoError(e.t, work(e.ctx, time.Second))
+	e.revive(node)
+	a.handles(50)
+	b.handles(50)
+	load.stop(100)
+	e.awaitCommitted()
+}
+
 // For a while the group cannot be committed. Commit waits, and is done afterwards.
 func coordinatorUnavailable(e *env) {
 	topic := e.topic(4)

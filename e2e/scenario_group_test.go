@@ -29,6 +29,7 @@ var scenarios = []scenario{
 	{name: "session lost", run: sessionLost, main: true},
 	{name: "brokers crash and come back", run: brokersCrash, main: true, disturbs: true},
 	{name: "coordinator restarts", run: coordinatorRestarts, disturbs: true},
+	{name: "coordinator crashes", run: coordinatorCrashes, disturbs: true},
 	{name: "coordinator unavailable during a commit", run: coordinatorUnavailable, main: true, disturbs: true},
 	{name: "partition that cannot be opened", run: deadPartition, disturbs: true},
 

@@ -17,6 +17,10 @@ import (
 // session was lost, or its generation is over. Trying again is useless.
 var ErrGone = errors.New("the group has gone on without this member")
 
+// ErrUnreachable says that the group's coordinator cannot be reached, or is not ready.
+// Without it nobody can join either, so the group does not wait for this member.
+var ErrUnreachable = errors.New("the coordinator cannot be reached")
+
 // A Partition is one partition of a topic.
 type Partition struct {
 	Topic  string
@@ -95,8 +99,9 @@ type Session interface {
 	Seal(generation int64)
 
 	// Revoke drains a sealed generation, commits it, and returns. Handlers still at
-	// work are cancelled at cancelAt and given up at until. When the session is lost
-	// meanwhile it returns at once.
+	// work are cancelled at cancelAt and given up at until. While the coordinator is
+	// unreachable it goes on trying to commit. When the session is lost meanwhile it
+	// returns at once.
 	Revoke(generation int64, cancelAt, until time.Time)
 
 	// Lost says that the generation's partitions belong to somebody else, or may:
@@ -120,7 +125,7 @@ type Engine interface {
 
 	// Commit commits offsets for a generation, in one request and one attempt.
 	// It returns what was refused for single partitions, and an error for the request
-	// as a whole: ErrGone, or one that may pass.
+	// as a whole: ErrGone, or one that may pass, ErrUnreachable among them.
 	Commit(ctx context.Context, generation int64, offsets []Offset) (refused map[Partition]error, err error)
 
 	// HighWatermarks are the ends of the owned partitions, as far as they are known.

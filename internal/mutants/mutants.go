@@ -96,7 +96,7 @@ var mutants = []mutant{
 	{
 		name: "no-generation-fence",
 		file: "group_protocol.go",
-		old:  "	if gen == nil || gen.number != generation || gen.member != me || !member {\n		return nil, engine.ErrGone\n	}\n",
+		old:  "	if gen == nil || gen.number != generation || gen.member != me || !member || g.cut.Load() {\n		return nil, engine.ErrGone\n	}\n",
 		new:  "	_, _ = gen, member\n",
 		test: "TestEngineCommitIsFenced",
 	},
