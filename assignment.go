@@ -376,7 +376,7 @@ func (a *assignment) drain(ctx context.Context, g *generation, cancelAt, commitB
 	a.revoked(drained)
 	err := a.committer.commitUntil(commit, g, nil)
 	if rebalance {
-		err = a.committer.commitWhenReached(g, err)
+		err = a.committer.commitWhenReached(context.WithoutCancel(ctx), g, err)
 	}
 	if err != nil {
 		err = fmt.Errorf("kgroup: last commit before the partitions are given up: %w", err)

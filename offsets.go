@@ -215,10 +215,10 @@ func (c *committer) commitUntil(ctx context.Context, g *generation, failed func(
 // commitWhenReached goes on committing g while the coordinator cannot be reached: this
 // member cannot join without it either, and what was settled would be repeated. It
 // ends with the session, if not before.
-func (c *committer) commitWhenReached(g *generation, err error) error {
+func (c *committer) commitWhenReached(ctx context.Context, g *generation, err error) error {
 	for errors.Is(err, engine.ErrUnreachable) {
 		time.Sleep(100 * time.Millisecond)
-		err = c.commit(context.Background(), g, false)
+		err = c.commit(ctx, g, false)
 	}
 	return err
 }
