@@ -179,12 +179,12 @@ func (g *group) loop() {
 			g.sealed(routes)
 			close(ack)
 		case p, ok := <-g.consumer.Partitions():
-			if ok {
-				consumers[partitionOf(p)] = p
-			}
-			if !ok && !g.waitClosed() {
+			if !ok { // and so are the notifications, at once
+				for range g.consumer.Notifications() {
+				}
 				return
 			}
+			consumers[partitionOf(p)] = p
 		case n, ok := <-g.consumer.Notifications():
 			switch {
 			case !ok:
@@ -201,14 +201,6 @@ func (g *group) loop() {
 			}
 		}
 	}
-}
-
-// waitClosed waits for the notifications to be closed, which follows the closing of
-// the partitions at once.
-func (g *group) waitClosed() bool {
-	for range g.consumer.Notifications() {
-	}
-	return false
 }
 
 func partitionOf(p cluster.PartitionConsumer) engine.Partition {
