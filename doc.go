@@ -56,7 +56,7 @@
 //
 // A partition holds at most Topic.Queue messages that were taken from Kafka and not
 // handed to the handler; in Partitions mode, where a fetched batch is taken as a
-// whole, two batches more. Below that the engine buffers 256 messages a partition and
+// whole, two batches more. Below that the engine buffers 4096 messages a partition (256) and
 // one fetch response a broker. A consumer has 4 goroutines of its own, one for each
 // partition (three in Partitions mode), and short-lived ones for single requests; the
 // engine has about as many.
