@@ -32,34 +32,25 @@ func brokersCrash(e *env) {
 // The broker that coordinates the group is restarted, as in a rolling upgrade. No
 // session is lost by that, and nothing repeated.
 func coordinatorRestarts(e *env) {
-	topic := e.topic(4)
-	a, b := e.start("a", on(topic, quick), longSession), e.start("b", on(topic, quick), longSession)
-	e.awaitMembers("a", "b")
-	load := e.load(topic, 100)
-	a.handles(20)
-	b.handles(20)
-	node := e.coordinator()
-	e.terminate(node)
-	require.NoError(e.t, work(e.ctx, time.Second))
-	e.revive(node)
-	a.handles(50)
-	b.handles(50)
-	load.stop(100)
-	e.awaitCommitted()
+	coordinatorGoes(e, e.terminate)
 }
 
 // The broker that coordinates the group crashes, and nobody takes its place until the
 // time for a drain is over. What was settled before is committed all the same.
 func coordinatorCrashes(e *env) {
+	coordinatorGoes(e, func(node int32) { e.crash(node) }, func(c *kgroup.Config) { c.RebalanceTimeout = 3 * time.Second })
+}
+
+func coordinatorGoes(e *env, away func(node int32), change ...func(*kgroup.Config)) {
 	topic := e.topic(4)
-	shortDrain := func(c *kgroup.Config) { c.RebalanceTimeout = 3 * time.Second }
-	a, b := e.start("a", on(topic, quick), longSession, shortDrain), e.start("b", on(topic, quick), longSession, shortDrain)
+	change = append(change, longSession)
+	a, b := e.start("a", on(topic, quick), change...), e.start("b", on(topic, quick), change...)
 	e.awaitMembers("a", "b")
 	load := e.load(topic, 100)
 	a.handles(20)
 	b.handles(20)
 	node := e.coordinator()
-	e.crash(node)
+	away(node)
 	require.NoError(e.t, work(e.ctx, time.Second))
 	e.revive(node)
 	a.handles(50)
