@@ -25,6 +25,7 @@ type assignment struct {
 	log       *slog.Logger
 	values    context.Context // of Run, without its cancellation
 	committer *committer
+	relief    *relief
 	every     bool          // commit after every message
 	patience  time.Duration // of Health, with a rebalance
 
@@ -65,6 +66,7 @@ func newAssignment(ctx context.Context, cfg Config, topics *matcher, e engine.En
 		every:    cfg.CommitInterval == CommitEveryMessage,
 		patience: cfg.SessionTimeout,
 		ready:    ready,
+		relief:   newRelief(),
 		changed:  make(chan struct{}),
 		orphans:  map[engine.Partition]*lane{},
 		state:    Starting,
@@ -216,6 +218,7 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 	l := &lane{
 		partition: claim.Partition,
 		topic:     topic,
+		call:      asFunc(topic.Handler),
 		env:       env,
 		start:     claim.Offset,
 		queue:     newQueue(topic.Queue),
@@ -237,6 +240,10 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 	case claim.Committed:
 		l.settled.Store(claim.Offset)
 		l.committed.Store(claim.Offset)
+	}
+	if !a.every { // else each message waits for an answer of the broker's
+		l.direct.relieve, l.direct.patience, l.direct.relief = claim.Relieve, claim.Patience, a.relief
+		l.direct.rest, l.direct.mean = restAtFirst, quickHandler
 	}
 	if a.every {
 		l.everyMessage = func(l *lane) { a.commitLane(sealed, g, l) }

@@ -91,6 +91,7 @@ func (c *Consumer) Run(ctx context.Context) error { //nolint:contextcheck // a g
 	}
 	var ticking sync.WaitGroup
 	ticking.Go(func() { c.commitPeriodically(running, a) })
+	ticking.Go(func() { a.relief.run(running) })
 	var refused error
 	select {
 	case <-ctx.Done():

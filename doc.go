@@ -57,9 +57,10 @@
 // A partition holds at most Topic.Queue messages that were taken from Kafka and not
 // handed to the handler; in Partitions mode, where a fetched batch is taken as a
 // whole, two batches more. Below that the engine buffers 4096 messages a partition (256) and
-// one fetch response a broker. A consumer has 4 goroutines of its own, one for each
-// partition (three in Partitions mode), and short-lived ones for single requests; the
-// engine has about as many.
+// one fetch response a broker. A consumer has 5 goroutines of its own, one for each
+// partition (three in Partitions mode), one more for each that waits in a handler which
+// used to be quick, and short-lived ones for single requests; the engine has about as
+// many.
 //
 // Connecting takes at most Config.ConnectTimeout for one attempt. A rebalance waits
 // for handlers for the lesser of RebalanceTimeout and SessionTimeout, less a heartbeat

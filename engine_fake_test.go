@@ -295,9 +295,9 @@ type fakeRecord struct {
 
 func (r *fakeRecord) Offset() int64        { return r.offset }
 func (r *fakeRecord) Timestamp() time.Time { return r.timestamp }
-func (r *fakeRecord) Key() []byte          { return r.key }
-func (r *fakeRecord) Value() []byte        { return r.value }
-func (r *fakeRecord) Headers() int         { return len(r.headers) }
+func (r *fakeRecord) Payload() (key, value []byte, headers int) {
+	return r.key, r.value, len(r.headers)
+}
 func (r *fakeRecord) Header(i int) (key, value []byte) {
 	return []byte(r.headers[i].Key), r.headers[i].Value
 }

@@ -46,7 +46,7 @@ type group struct {
 	created  chan struct{}      // closed when the engine and what reads it have been started
 	seals    chan chan struct{} // the rendezvous of a rebalance with loop
 	loopDone chan struct{}
-	routines sync.WaitGroup // everything started here but loop
+	routines sync.WaitGroup // everything started here but loop; of a reader, whichever goroutine reads
 	stop     context.CancelFunc
 	leaving  atomic.Bool
 	cut      atomic.Bool // the connections were cut because the shutdown took too long
@@ -140,7 +140,7 @@ func (g *group) join(ctx context.Context, uncut func() bool) error { //nolint:co
 	g.stop = stop
 	g.routines.Go(func() { g.watch(watch) })
 	g.routines.Go(g.pumpErrors)
-	go g.loop()
+	go g.loop(&desk{routes: newRoutes(), consumers: map[engine.Partition]cluster.PartitionConsumer{}})
 	close(g.created)
 	return nil
 }
@@ -160,44 +160,51 @@ func (g *group) refused(err error) {
 // Failed implements [engine.Engine].
 func (g *group) Failed() <-chan error { return g.failed }
 
-// loop reads what the engine sends, until it is closed. It is the one goroutine
-// that opens and seals generations and, in Multiplex mode, dispatches: so a seal
+// A desk is what loop works with. It passes to the goroutine that relieves another.
+type desk struct {
+	routes    *routes
+	consumers map[engine.Partition]cluster.PartitionConsumer // of an assignment that is not open yet
+	started   *cluster.Notification                          // the last one that said that a rebalance has started
+}
+
+// loop reads what the engine sends, until it is closed. One goroutine at a time does:
+// it opens and seals generations and, in Multiplex mode, dispatches, so that a seal
 // finds it with no message in its hands.
-func (g *group) loop() {
-	defer close(g.loopDone)
-	routes := newRoutes()
-	consumers := map[engine.Partition]cluster.PartitionConsumer{}
-	var lastNotification *cluster.Notification
+func (g *group) loop(d *desk) {
 	for {
-		if g.config.Mode == Multiplex && routes.open {
-			g.poll(routes)
+		if g.config.Mode == Multiplex && d.routes.open {
+			if relieved := g.poll(d); relieved {
+				return
+			}
 			continue
 		}
 		select {
 		case ack := <-g.seals:
-			g.discard(consumers)
-			g.sealed(routes)
+			g.discard(d.consumers)
+			g.sealed(d.routes)
 			close(ack)
 		case p, ok := <-g.consumer.Partitions():
 			if !ok { // and so are the notifications, at once
 				for range g.consumer.Notifications() {
 				}
+				close(g.loopDone)
 				return
 			}
-			consumers[partitionOf(p)] = p
+			d.consumers[partitionOf(p)] = p
 		case n, ok := <-g.consumer.Notifications():
 			switch {
 			case !ok:
+				close(g.loopDone)
 				return
-			case n == lastNotification: // the rebalance has failed; the error follows on the errors channel
+			case n == d.started: // the rebalance has failed; the error follows on the errors channel
 			case n.Claimed == nil: // a rebalance has started
-				lastNotification = n
+				d.started = n
 				g.announce(nil)
-			case g.collect(consumers, n.Current):
-				g.open(routes, consumers, engine.Change{Current: n.Current, Claimed: n.Claimed, Released: n.Released})
-				clear(consumers)
+			case g.collect(d.consumers, n.Current):
+				g.open(d, engine.Change{Current: n.Current, Claimed: n.Claimed, Released: n.Released})
+				clear(d.consumers)
 			default:
-				g.sealed(routes) // over before it was opened
+				g.sealed(d.routes) // over before it was opened
 			}
 		}
 	}
@@ -255,10 +262,18 @@ func (g *group) collect(consumers map[engine.Partition]cluster.PartitionConsumer
 // open opens a generation: on RebalanceOK, never on the first message. If a partition
 // cannot be opened the engine gives all of them up again without a word, while
 // others deliver already.
-func (g *group) open(routes *routes, consumers map[engine.Partition]cluster.PartitionConsumer, change engine.Change) {
+func (g *group) open(d *desk, change engine.Change) {
 	claims := g.levers.claims(change.Current)
+	readers := make([]*reader, len(claims))
 	for i := range claims {
-		claims[i].Single = g.config.Mode == Multiplex
+		c := &claims[i]
+		if p := d.consumers[c.Partition]; p != nil {
+			readers[i] = g.newReader(p)
+			c.Relieve, c.Patience = readers[i].relieve, patience
+		} else {
+			c.Single = true
+			c.Relieve, c.Patience = func() { go g.loop(d) }, pollPatience
+		}
 	}
 	me, _ := g.member.current()
 	g.mu.Lock()
@@ -273,13 +288,13 @@ func (g *group) open(routes *routes, consumers map[engine.Partition]cluster.Part
 		return // over before it began
 	}
 	for i, claim := range claims {
-		if p := consumers[claim.Partition]; p != nil {
-			g.read(p, lanes[i])
+		if readers[i] != nil {
+			readers[i].start(lanes[i])
 		} else {
-			routes.add(claim.Partition, lanes[i])
+			d.routes.add(claim.Partition, lanes[i])
 		}
 	}
-	routes.open = true
+	d.routes.open = true
 }
 
 // sealed ends the open generation, if there is one, on behalf of a rebalance.
@@ -338,12 +353,7 @@ func (g *group) rebalance() error {
 	g.mu.Lock()
 	g.endSlot() // an opening under way gives up
 	g.mu.Unlock()
-	ack := make(chan struct{})
-	select {
-	case g.seals <- ack:
-		<-ack
-	case <-g.loopDone:
-	}
+	g.seal()
 	g.mu.Lock()
 	gen := g.gen
 	g.mu.Unlock()
@@ -367,15 +377,34 @@ func (g *group) rebalance() error {
 	return nil
 }
 
+// seal has who polls seal the open generation: a rendezvous, so that no message is in
+// its hands afterwards. During the shutdown there is nothing to seal: the session was
+// drained, and will open nothing. The engine is about to close the bell then.
+func (g *group) seal() {
+	if g.leaving.Load() {
+		return
+	}
+	ack := make(chan struct{})
+	select {
+	case g.seals <- ack:
+		<-ack
+	case g.bell() <- nil:
+		g.seals <- ack
+		<-ack
+	case <-g.loopDone:
+	}
+}
+
 // A record is a message of sarama's. Being one pointer, it is held in an interface
 // without an allocation.
 type record struct{ m *sarama.ConsumerMessage }
 
 func (r record) Offset() int64        { return r.m.Offset }
 func (r record) Timestamp() time.Time { return r.m.Timestamp }
-func (r record) Key() []byte          { return r.m.Key }
-func (r record) Value() []byte        { return r.m.Value }
-func (r record) Headers() int         { return len(r.m.Headers) }
+func (r record) Payload() (key, value []byte, headers int) {
+	return r.m.Key, r.m.Value, len(r.m.Headers)
+}
+
 func (r record) Header(i int) (key, value []byte) {
 	return r.m.Headers[i].Key, r.m.Headers[i].Value
 }

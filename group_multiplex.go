@@ -5,6 +5,7 @@ package kgroup
 
 import (
 	"fmt"
+	"unsafe"
 
 	"github.com/Shopify/sarama"
 
@@ -52,36 +53,56 @@ func (r *routes) find(m *sarama.ConsumerMessage) *route {
 	return r.last[m.Partition]
 }
 
-// poll takes one message, or a seal. Nothing else can come while a generation is
-// open: the engine passes the drain point before it sends a notification, and
-// closes its messages before anything else. (Each further channel in this select
-// costs a tenth of the throughput, and so does taking several messages at a time:
-// the engine's goroutines then park for each of them.)
-func (g *group) poll(routes *routes) {
-	select {
-	case m, ok := <-g.consumer.Messages():
-		if !ok {
-			routes.open = false
-			return
-		}
-		g.dispatch(routes, m)
-	case ack := <-g.seals:
-		g.sealed(routes)
+// pollPatience is how long a handler may keep the goroutine that polls, and so all
+// partitions of this member, before another goroutine polls.
+const pollPatience = 2 * reliefTick
+
+// poll takes one message, or learns of a seal. Nothing else can come while a
+// generation is open: the engine passes the drain point before it sends a
+// notification, and closes its messages before anything else. It reports true if
+// another goroutine polls by now.
+//
+// A seal is announced on the channel of the messages itself, by a nil: a select on
+// two channels costs a twentieth of the throughput. So does taking several messages at
+// a time, because the engine's goroutines then park for each of them.
+func (g *group) poll(d *desk) (relieved bool) {
+	m, ok := <-g.consumer.Messages()
+	switch {
+	case !ok:
+		d.routes.open = false
+	case m == nil:
+		ack := <-g.seals
+		g.sealed(d.routes)
 		close(ack)
+	default:
+		return g.dispatch(d.routes, m)
 	}
+	return false
 }
 
-// dispatch delivers a message to its lane, and waits while that is full: the engine
-// offers no way to stop one partition, so all others wait too. A seal ends it.
-func (g *group) dispatch(routes *routes, m *sarama.ConsumerMessage) {
+// bell is the channel of the engine's messages, to announce a seal on. The engine
+// shows it for receiving only, which is a matter of types: the channel is the same.
+// It must not be used once the engine is being closed, which closes the channel.
+func (g *group) bell() chan<- *sarama.ConsumerMessage {
+	messages := g.consumer.Messages()
+	return *(*chan *sarama.ConsumerMessage)(unsafe.Pointer(&messages))
+}
+
+// dispatch has a message handled: here and now if that is quick, else by its lane's
+// worker. It waits while the lane is full: the engine offers no way to stop one
+// partition, so all others wait too. A seal ends it.
+func (g *group) dispatch(routes *routes, m *sarama.ConsumerMessage) (relieved bool) {
 	r := routes.find(m)
 	if r == nil {
 		g.session.Error(fmt.Errorf("message of %s/%d at %d was delivered without an assignment; it is not handled, and not committed", m.Topic, m.Partition, m.Offset))
-		return
+		return false
+	}
+	if handled := r.lane.Handle(record{m}, nil); handled != engine.Declined {
+		return handled == engine.Relieved
 	}
 	routes.one[0] = record{m}
 	if full := r.lane.Deliver(routes.one[:]); !full {
-		return
+		return false
 	}
 	g.held.Store(&r.partition)
 	defer g.held.Store(nil)
@@ -91,6 +112,7 @@ func (g *group) dispatch(routes *routes, m *sarama.ConsumerMessage) {
 		g.sealed(routes)
 		close(ack)
 	}
+	return false
 }
 
 // Held implements [engine.Engine].

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/Shopify/sarama"
-	cluster "github.com/bsm/sarama-cluster"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -23,7 +22,6 @@ func polled(p engine.Partition, offset int64) *sarama.ConsumerMessage {
 func aDispatcher(t *testing.T) (*group, *fakeSession, *routes, map[engine.Partition]*fakeLane) {
 	t.Helper()
 	g, s := newTestGroup(t, nil)
-	g.consumer = &cluster.Consumer{} // its channels never have anything
 	lanes := map[engine.Partition]*fakeLane{orders0: newFakeLane(8), orders1: newFakeLane(0), refunds0: newFakeLane(0)}
 	routes := newRoutes()
 	for p, lane := range lanes {

@@ -12,17 +12,29 @@ import (
 	"github.com/kgroup-go/kgroup/internal/engine"
 )
 
-// read starts delivering a partition, in Partitions mode. A message belongs to the
-// lane of the PartitionConsumer it came from, also after the next assignment: what
-// is still delivered then is thrown away by that lane.
-func (g *group) read(p cluster.PartitionConsumer, lane engine.Lane) {
-	g.routines.Go(func() {
-		for err := range p.Errors() {
-			g.engineError(err)
+// newReader returns the reader of a partition. A message belongs to the lane of the
+// PartitionConsumer it came from, also after the next assignment: what is still
+// delivered then is thrown away by that lane.
+func (g *group) newReader(p cluster.PartitionConsumer) *reader {
+	r := &reader{group: g, source: p, records: make([]engine.Record, 0, readSize)}
+	r.more = r.atHand
+	return r
+}
+
+// start begins to deliver.
+func (r *reader) start(lane engine.Lane) {
+	r.lane = lane
+	r.group.routines.Go(func() {
+		for err := range r.source.Errors() {
+			r.group.engineError(err)
 		}
 	})
-	g.routines.Go(func() { (&reader{group: g, source: p, lane: lane}).run() })
+	r.group.routines.Add(1)
+	go r.run()
 }
+
+// relieve makes another goroutine read.
+func (r *reader) relieve() { go r.run() }
 
 // A reader delivers one partition. Not reading is no back-pressure: a partition
 // whose channel is not emptied stops every partition of its broker until its whole
@@ -34,11 +46,12 @@ type reader struct {
 	source   cluster.PartitionConsumer
 	lane     engine.Lane
 	records  []engine.Record
-	patience time.Duration // left for the batch that is being read
-	taking   bool          // this batch is being taken into a full queue,
-	taken    bool          // and so was the one before it
-	done     int           // messages handled while the lane was last waited for,
-	took     time.Duration // and how long that was
+	more     func() (engine.Record, bool) // atHand
+	patience time.Duration                // left for the batch that is being read
+	taking   bool                         // this batch is being taken into a full queue,
+	taken    bool                         // and so was the one before it
+	done     int                          // messages handled while the lane was last waited for,
+	took     time.Duration                // and how long that was
 }
 
 const (
@@ -54,16 +67,34 @@ const (
 	ahead = 300 * time.Millisecond
 )
 
+// run reads until the partition has ended, or another goroutine reads.
 func (r *reader) run() {
-	r.records = make([]engine.Record, 0, readSize)
 	for {
 		m, ok := r.next()
 		if !ok {
+			break
+		}
+		switch r.lane.Handle(record{m}, r.more) {
+		case engine.Done:
+			continue
+		case engine.Relieved:
 			return
+		case engine.Declined:
 		}
 		if full := r.take(m); full && !r.wait() {
-			return
+			break
 		}
+	}
+	r.group.routines.Done()
+}
+
+// atHand returns a message if there is one.
+func (r *reader) atHand() (engine.Record, bool) {
+	select {
+	case m, ok := <-r.source.Messages():
+		return record{m}, ok
+	default:
+		return nil, false
 	}
 }
 

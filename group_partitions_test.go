@@ -104,7 +104,7 @@ func reading(t *testing.T, each time.Duration, body func(t *testing.T, source *f
 		source := newFakeSource(lane)
 		sealed := make(chan struct{})
 		worker := begin(func() { lane.work(each, sealed) })
-		g.read(source, lane)
+		g.newReader(source).start(lane)
 		body(t, source, lane, s)
 		source.close()
 		g.routines.Wait()
@@ -217,7 +217,7 @@ func TestReaderEndsWithItsSource(t *testing.T) {
 					g, _ := newTestGroup(t, func(cfg *Config) { cfg.Mode = Partitions })
 					lane := newFakeLane(256) // nobody works there
 					source := newFakeSource(lane)
-					g.read(source, lane)
+					g.newReader(source).start(lane)
 					time.Sleep(time.Second)
 					for i := range state.messages {
 						source.messages <- polled(orders0, int64(i))
@@ -246,7 +246,7 @@ func TestReaderOfASealedLane(t *testing.T) {
 		g, _ := newTestGroup(t, func(cfg *Config) { cfg.Mode = Partitions })
 		lane := newFakeLane(256)
 		source := newFakeSource(lane)
-		g.read(source, lane)
+		g.newReader(source).start(lane)
 		source.batch(500) // the worker is at its first message: it is paused, or waits
 		lane.close()
 		began := time.Now()

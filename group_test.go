@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/Shopify/sarama"
+	cluster "github.com/bsm/sarama-cluster"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -534,6 +535,7 @@ type fakeSession struct {
 	opening func(ctx context.Context, claims []engine.Claim) bool // called by Assigned; false: over before it began
 	sealing func()                                                // called by Seal
 	revoke  func(cancelAt, until time.Time)                       // called by Revoke
+	handle  func(p engine.Partition, r engine.Record) engine.Handled
 
 	mu     sync.Mutex
 	opened int
@@ -562,6 +564,9 @@ func (s *fakeSession) Assigned(ctx context.Context, generation int64, claims []e
 	lanes := []engine.Lane{}
 	for _, c := range claims {
 		lane := newFakeLane(s.queue)
+		if s.handle != nil {
+			lane.handle = func(r engine.Record) engine.Handled { return s.handle(c.Partition, r) }
+		}
 		s.lanes[c.Partition] = lane
 		lanes = append(lanes, lane)
 	}
@@ -594,7 +599,8 @@ func (s *fakeSession) lane(p engine.Partition) *fakeLane {
 
 // A fakeLane is a lane's queue without a worker.
 type fakeLane struct {
-	queue
+	*queue
+	handle func(engine.Record) engine.Handled // Handle; nil: it declines
 
 	mu        sync.Mutex
 	delivered []int64
@@ -606,6 +612,13 @@ func newFakeLane(limit int) *fakeLane {
 		limit = 1 << 20
 	}
 	return &fakeLane{queue: newQueue(limit)}
+}
+
+func (l *fakeLane) Handle(r engine.Record, _ func() (engine.Record, bool)) engine.Handled {
+	if l.handle == nil {
+		return engine.Declined
+	}
+	return l.handle(r)
 }
 
 func (l *fakeLane) Deliver(records []engine.Record) (full bool) {
@@ -691,6 +704,7 @@ func newTestGroup(t *testing.T, change func(*Config)) (*group, *fakeSession) {
 	built, err := cfg.engineConfig()
 	require.NoError(t, err)
 	g := newGroup(cfg, newMatcher(cfg.Topics), built, slog.New(slog.DiscardHandler))
+	g.consumer = &cluster.Consumer{} // its channels never have anything
 	s := &fakeSession{}
 	g.session = s
 	t.Cleanup(func() {

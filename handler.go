@@ -55,6 +55,15 @@ type HandlerFunc func(ctx context.Context, msg Message) error
 // Handle calls f.
 func (f HandlerFunc) Handle(ctx context.Context, msg Message) error { return f(ctx, msg) }
 
+// asFunc is what calls h. A HandlerFunc is called without the detour: messages are
+// large, and each call copies one.
+func asFunc(h Handler) HandlerFunc {
+	if f, ok := h.(HandlerFunc); ok || h == nil {
+		return f
+	}
+	return h.Handle
+}
+
 // A Message is one record of a topic, in the state of one attempt to handle it.
 type Message struct {
 	Topic     string
@@ -161,11 +170,11 @@ func (e *jsonError) Unwrap() error { return e.err }
 // handle makes one attempt. It is the only place that recovers: all of a user's
 // code that decides about a message runs below it. (A pointer, because a Message is
 // large: the handler's own copy is enough.)
-func handle(ctx context.Context, h Handler, msg *Message) (err error) {
+func handle(ctx context.Context, call HandlerFunc, msg *Message) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = &PanicError{Value: v, Stack: debug.Stack()}
 		}
 	}()
-	return h.Handle(ctx, *msg)
+	return call(ctx, *msg)
 }

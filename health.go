@@ -52,7 +52,7 @@ type Health struct {
 type LaneHealth struct {
 	Topic         string
 	Partition     int32
-	Position      int64 // the offset after the last message taken from Kafka
+	Position      int64 // the offset after the last message taken from Kafka, but for one that is just being handled
 	Frontier      int64 // every message before it has been settled
 	Committed     int64 // what the broker has acknowledged; -1: nothing yet
 	HighWatermark int64 // the end of the partition as of the last fetch; -1: not known
@@ -123,7 +123,7 @@ func (l *lane) health(marks map[engine.Partition]int64) LaneHealth {
 	h := LaneHealth{
 		Topic:         l.partition.Topic,
 		Partition:     l.partition.Number,
-		Position:      l.queue.end(l.start),
+		Position:      max(l.queue.end(l.start), l.position()),
 		Frontier:      l.position(),
 		Committed:     l.committed.Load(),
 		HighWatermark: -1,

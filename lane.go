@@ -18,9 +18,10 @@ import (
 type lane struct {
 	partition engine.Partition
 	topic     Topic
+	call      HandlerFunc // topic.Handler's
 	env       envelope
 	start     int64
-	queue     queue
+	queue     *queue
 
 	// ctx is the handlers' context. Cancelling it ends attempts; sealed ends the lane.
 	ctx    context.Context
@@ -30,13 +31,16 @@ type lane struct {
 	after  <-chan struct{} // the worker does not start before it is closed: see orphans in assignment.go
 	done   chan struct{}   // closed when the worker has returned
 
-	// The worker's: what it has taken, the attempt it is at with the first of that (0:
-	// none yet), and whether that attempt is under way. They outlive a worker whose
-	// handler ended its goroutine.
-	batch      []engine.Record
+	// What the worker has taken.
+	batch []engine.Record
+	// Of whose turn it is (turn.go): the attempt it is at with its message (0: none yet),
+	// and whether that attempt is under way. They outlive a goroutine that the handler
+	// has ended.
 	attempt    int
 	attempting bool
 	frontier   frontier
+
+	direct direct
 
 	// settled publishes the frontier to the committer; -1: nothing to commit.
 	settled   atomic.Int64
@@ -96,7 +100,8 @@ func (l *lane) finish(record engine.Record) bool {
 	if l.closed.Load() {
 		return false
 	}
-	msg := l.message(record)
+	var msg Message
+	l.read(record, &msg)
 	if l.attempt == 0 {
 		l.attempt = 1
 		l.frontier.deliver(msg.Offset)
@@ -106,7 +111,7 @@ func (l *lane) finish(record engine.Record) bool {
 		err := errGoexit
 		if !l.attempting {
 			l.attempting = true
-			err = handle(l.ctx, l.topic.Handler, &msg)
+			err = l.try(&msg)
 		}
 		l.attempting = false
 		if err == nil { // settle would say so too, but it wants to know more
@@ -126,6 +131,17 @@ func (l *lane) finish(record engine.Record) bool {
 			l.attempt++
 		}
 	}
+}
+
+// try makes one attempt, and now and then takes its time.
+func (l *lane) try(msg *Message) error {
+	if !l.direct.timed() {
+		return handle(l.ctx, l.call, msg)
+	}
+	began := time.Now()
+	err := handle(l.ctx, l.call, msg)
+	l.direct.took(time.Since(began))
+	return err
 }
 
 // errGoexit is the error of an attempt that neither returned nor panicked.
@@ -197,25 +213,20 @@ func (l *lane) tell(hook func()) {
 	hook()
 }
 
-// message takes a record apart.
-func (l *lane) message(r engine.Record) Message {
-	msg := Message{
-		Topic:     l.partition.Topic,
-		Partition: l.partition.Number,
-		Offset:    r.Offset(),
-		Key:       r.Key(),
-		Value:     r.Value(),
-		Timestamp: r.Timestamp(),
-		Attempt:   1,
+// read takes a record apart.
+func (l *lane) read(r engine.Record, msg *Message) {
+	var headers int
+	msg.Key, msg.Value, headers = r.Payload()
+	msg.Topic, msg.Partition = l.partition.Topic, l.partition.Number
+	msg.Offset, msg.Timestamp = r.Offset(), r.Timestamp()
+	if headers == 0 {
+		return
 	}
-	if n := r.Headers(); n > 0 {
-		msg.Headers = make([]Header, n)
-		for i := range msg.Headers {
-			key, value := r.Header(i)
-			msg.Headers[i] = Header{Key: l.intern(key), Value: value}
-		}
+	msg.Headers = make([]Header, headers)
+	for i := range msg.Headers {
+		key, value := r.Header(i)
+		msg.Headers[i] = Header{Key: l.intern(key), Value: value}
 	}
-	return msg
 }
 
 // maxHeaderKeys bounds the keys a lane remembers: a topic that makes up new ones

@@ -20,6 +20,12 @@ type queue struct {
 	wake  chan struct{} // the worker waits on it while the queue is empty
 	room  chan struct{}
 
+	// turn is whose turn it is to handle. The worker gives it back while it waits.
+	turn turn
+	// bypassed belongs to who fills the queue: nothing was put since the worker was
+	// seen waiting.
+	bypassed bool
+
 	mu     sync.Mutex
 	ring   []engine.Record
 	head   int
@@ -36,18 +42,36 @@ type queue struct {
 // until they are handed to the handler, hence the subtraction in newQueue.
 const batchSize = 32
 
-func newQueue(limit int) queue {
+func newQueue(limit int) *queue {
 	batch := max(1, min(batchSize, limit/4))
-	return queue{
+	q := &queue{
 		limit: max(1, limit-batch),
 		wake:  make(chan struct{}, 1),
 		room:  make(chan struct{}, 1),
 		batch: make([]engine.Record, batch),
 		last:  -1,
 	}
+	q.turn.start()
+	return q
+}
+
+// bypass gives the turn to who fills the queue, if there is nothing in it and the
+// worker waits.
+func (q *queue) bypass() bool {
+	if !q.bypassed {
+		q.mu.Lock()
+		q.bypassed = q.idle && q.size == 0 && !q.closed
+		q.mu.Unlock()
+	}
+	if q.bypassed && q.turn.enter() {
+		return true // and from here on another goroutine may fill the queue
+	}
+	q.bypassed = false
+	return false
 }
 
 func (q *queue) put(records []engine.Record) (full bool) {
+	q.bypassed = false
 	q.mu.Lock()
 	if q.closed || len(records) == 0 {
 		full = q.full && !q.closed
@@ -113,14 +137,24 @@ func (q *queue) take(sealed <-chan struct{}) []engine.Record {
 		}
 		q.idle = true
 		q.mu.Unlock()
-		select {
-		case <-q.wake:
-			if q.yield {
-				runtime.Gosched()
-			}
-		case <-sealed:
+		if !q.wait(sealed) {
 			return nil
 		}
+	}
+}
+
+// wait waits for something to be queued. Meanwhile it may be somebody else's turn.
+func (q *queue) wait(sealed <-chan struct{}) bool {
+	q.turn.release()
+	defer q.turn.acquire()
+	select {
+	case <-q.wake:
+		if q.yield {
+			runtime.Gosched()
+		}
+		return true
+	case <-sealed:
+		return false
 	}
 }
 

@@ -50,6 +50,7 @@ var scenarios = []scenario{
 	{name: "handler fails, panics, succeeds", run: retries},
 	{name: "handler ignores its cancelled context", run: orphan, main: true},
 	{name: "slow lane beside a quick one", run: slowLane},
+	{name: "quick handler that turns slow", run: turnsSlow},
 
 	{name: "topic grows, the leader's", run: grows("leader")},
 	{name: "topic grows, a follower's", run: grows("follower")},

@@ -155,3 +155,47 @@ func (e *env) committed(topic string) map[int32]int64 {
 	require.NoError(e.t, err)
 	return all[topic]
 }
+
+// Handlers that were quick for thousands of messages, and so were called where they
+// were polled, then take their time, one of them over a rebalance. The other lane goes
+// on, in Multiplex mode too.
+func turnsSlow(e *env) {
+	slow, fast := e.topic(1), e.topic(1)
+	const before = 20000
+	e.produce(slow, before+100)
+	e.produce(fast, before)
+	began := make(chan struct{})
+	var mu sync.Mutex
+	var worst time.Duration
+	e.start("a", kgroup.Topics{
+		slow: {Handler: kgroup.HandlerFunc(func(ctx context.Context, msg kgroup.Message) error {
+			switch {
+			case msg.Offset == before:
+				close(began)
+				return work(ctx, 3*time.Second)
+			case msg.Offset > before:
+				return work(ctx, 10*time.Millisecond)
+			default:
+				return nil
+			}
+		})},
+		fast: {Handler: kgroup.HandlerFunc(func(_ context.Context, msg kgroup.Message) error {
+			if msg.Offset >= before {
+				mu.Lock()
+				defer mu.Unlock()
+				worst = max(worst, time.Since(msg.Timestamp))
+			}
+			return nil
+		})},
+	})
+	receive(e, "the handler that turns slow", began)
+	load := e.load(fast, 100)
+	load.stop(100)
+	e.awaitCommitted(fast)
+	mu.Lock()
+	assert.Less(e.t, worst, 2*time.Second, "the quick lane has waited for the slow handler")
+	mu.Unlock()
+	e.start("b", kgroup.Topics{slow: {Handler: kgroup.HandlerFunc(quick)}, fast: {Handler: kgroup.HandlerFunc(quick)}})
+	e.awaitMembers("a", "b")
+	e.awaitCommitted()
+}

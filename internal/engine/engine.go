@@ -35,10 +35,11 @@ func (p Partition) String() string { return fmt.Sprintf("%s/%d", p.Topic, p.Numb
 type Record interface {
 	Offset() int64
 	Timestamp() time.Time
-	Key() []byte
-	Value() []byte
-	Headers() int
 	Header(i int) (key, value []byte)
+
+	// Payload is the rest, with the number of headers. (Together, because that is one
+	// call for each message, and no more than what a call returns in registers.)
+	Payload() (key, value []byte, headers int)
 }
 
 // A Claim is one partition of a new assignment.
@@ -48,7 +49,11 @@ type Claim struct {
 	Metadata  string // as committed with Offset; empty if Offset was not committed
 	Committed bool   // Offset is the committed one
 	Single    bool   // messages are delivered one at a time: a worker that wakes should let a few come
-	Fresh     bool   // Offset was found under Start: Newest; it must be committed before the first message is dispatched
+	// Relieve makes another goroutine poll, in place of one that has called Lane.Handle
+	// and is kept there by a handler for longer than Patience. Nil: nobody can.
+	Relieve  func()
+	Patience time.Duration
+	Fresh    bool // Offset was found under Start: Newest; it must be committed before the first message is dispatched
 }
 
 // An Offset is what is to be committed for a partition.
@@ -64,8 +69,24 @@ type Change struct {
 	Current, Claimed, Released map[string][]int32
 }
 
-// A Lane takes the messages of one partition of one generation.
+// Handled is what became of records that a [Lane] was asked to handle at once.
+type Handled int
+
+// What becomes of them.
+const (
+	Declined Handled = iota // nothing was taken: deliver it
+	Done                    // what was taken has been handled, or the generation is sealed
+	Relieved                // the same, but another goroutine polls by now: the caller has nothing more to do with it
+)
+
+// A Lane takes the messages of one partition of one generation. It is called by the
+// goroutine that polls the partition.
 type Lane interface {
+	// Handle handles first on the calling goroutine, and then what more returns, until
+	// that has nothing at hand; more may be nil. It takes nothing unless the handler is
+	// known to be quick and everything delivered before has been handled.
+	Handle(first Record, more func() (Record, bool)) Handled
+
 	// Deliver queues records, in the order of their offsets, and reports whether the
 	// queue is full now. All of them are taken, full or not; the engine is asked to
 	// wait for Room before it delivers more. Once the generation is sealed they are

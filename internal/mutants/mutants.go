@@ -5,8 +5,8 @@ var mutants = []mutant{
 	{
 		name: "mark-before-nil",
 		file: "lane.go",
-		old:  "			err = handle(l.ctx, l.topic.Handler, &msg)\n",
-		new:  "			l.settled.Store(msg.Offset + 1)\n			err = handle(l.ctx, l.topic.Handler, &msg)\n",
+		old:  "			err = l.try(&msg)\n",
+		new:  "			l.settled.Store(msg.Offset + 1)\n			err = l.try(&msg)\n",
 		test: "TestNothingIsCommittedBeforeNil",
 	},
 	{
@@ -162,5 +162,26 @@ var mutants = []mutant{
 		old:  "	r.taking, r.taken = false, false\n	return r.pause()\n",
 		new:  "	r.taking, r.taken = false, false\n	return true\n",
 		test: "TestReaderPausesASlowLane",
+	},
+	{
+		name: "who-polls-is-not-relieved",
+		file: "relief.go",
+		old:  "&& l.queue.turn.relieve(turn):\n		l.direct.relieve()\n",
+		new:  "&& l.queue.turn.relieve(turn):\n",
+		test: "TestWhoPollsIsRelieved",
+	},
+	{
+		name: "drain-does-not-wait-for-who-polls",
+		file: "queue.go",
+		old:  "	defer q.turn.acquire()\n",
+		new:  "",
+		test: "TestDrainWaitsForWhoPolls",
+	},
+	{
+		name: "overtaken-by-who-polls",
+		file: "queue.go",
+		old:  "		q.bypassed = q.idle && q.size == 0 && !q.closed\n",
+		new:  "		q.bypassed = true\n",
+		test: "TestQueueIsNotBypassedWhileItHolds",
 	},
 }

@@ -1,0 +1,213 @@
+package kgroup
+
+// Watching the goroutines that poll. One that handles a message itself (turn.go)
+// does not poll meanwhile. When its handler takes its time after all, another
+// goroutine polls in its place; it goes on as the lane's worker and then ends.
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/kgroup-go/kgroup/internal/engine"
+)
+
+const (
+	// reliefTick is how often it is looked whether handlers return.
+	reliefTick = 5 * time.Millisecond
+	// reliefQuiet is how many looks a lane that is handled by its worker, or has nothing
+	// to do, is still watched.
+	reliefQuiet = 20
+)
+
+// A relief watches lanes whose messages are handled by who polls them. While there
+// are none it sleeps.
+type relief struct {
+	wake chan struct{}
+	mu   sync.Mutex
+	next []*lane // to be watched from now on
+}
+
+// A watch is what is remembered of a lane from one look to the next.
+type watch struct {
+	lane  *lane
+	turn  uint64
+	at    int64
+	looks int // in which nothing has changed
+}
+
+func newRelief() *relief { return &relief{wake: make(chan struct{}, 1)} }
+
+// watch begins to watch a lane. It is called by who polls, within its turn.
+func (r *relief) watch(l *lane) {
+	l.direct.watched.Store(true)
+	r.mu.Lock()
+	r.next = append(r.next, l)
+	r.mu.Unlock()
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (r *relief) run(ctx context.Context) {
+	ticker := time.NewTicker(reliefTick)
+	defer ticker.Stop()
+	var watches []*watch
+	for {
+		if len(watches) == 0 {
+			ticker.Stop()
+			select {
+			case <-r.wake:
+			case <-ctx.Done():
+				return
+			}
+			ticker.Reset(reliefTick)
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+		r.mu.Lock()
+		for _, l := range r.next {
+			watches = append(watches, &watch{lane: l})
+		}
+		r.next = r.next[:0]
+		r.mu.Unlock()
+		kept := watches[:0]
+		for _, w := range watches {
+			if w.look() {
+				kept = append(kept, w)
+			}
+		}
+		clear(watches[len(kept):])
+		watches = kept
+	}
+}
+
+// look relieves who polls if it has been at the same message for the lane's
+// patience. It reports false if the lane need not be watched any more.
+func (w *watch) look() bool {
+	l := w.lane
+	turn, at := l.queue.turn.state.Load(), l.settled.Load()
+	if turn != w.turn || at != w.at {
+		w.turn, w.at, w.looks = turn, at, 0
+		return true
+	}
+	w.looks++
+	switch {
+	case turn&polling == 0:
+		if w.looks < reliefQuiet {
+			return true
+		}
+		l.direct.watched.Store(false)
+		// Whoever has taken a turn since the look above may not have seen that.
+		if l.queue.turn.state.Load()&polling != 0 && l.direct.watched.CompareAndSwap(false, true) {
+			return true
+		}
+		return false
+	case time.Duration(w.looks)*reliefTick >= l.direct.patience && l.queue.turn.relieve(turn):
+		l.direct.relieve()
+	}
+	return true
+}
+
+// direct says whether a lane's messages may be handled by who polls.
+type direct struct {
+	relieve  func() // makes another goroutine poll; nil: nobody can, so that it may not
+	patience time.Duration
+	relief   *relief
+	quick    atomic.Bool // the handler is known to return soon
+	watched  atomic.Bool
+
+	// Of whose turn it is: the pace of the handler, by one message in every sampled.
+	count int
+	rest  int // messages before the handler may count as quick
+	mean  time.Duration
+}
+
+const (
+	sampled = 64
+	// quickHandler is what a quick handler takes on average. Handing a message over
+	// costs about half of it; what takes longer is better handled by the workers, side by
+	// side.
+	quickHandler = time.Microsecond
+	// restAtFirst and restRelieved are how many messages a handler has to show that it is
+	// quick with, at first and after it was not.
+	restAtFirst  = 512
+	restRelieved = 16384
+)
+
+// timed reports whether to take the time of the next attempt.
+func (d *direct) timed() bool {
+	d.count++
+	return d.count%sampled == 0 && d.relieve != nil
+}
+
+// took notes what an attempt took. One that was interrupted counts little: it says
+// nothing about the handler.
+func (d *direct) took(t time.Duration) {
+	d.mean += (min(t, 4*quickHandler) - d.mean) / 8
+	d.rest = max(0, d.rest-sampled)
+	if quick := d.rest == 0 && d.mean <= quickHandler; quick != d.quick.Load() {
+		d.quick.Store(quick)
+	}
+}
+
+// slow notes that a handler has taken its time.
+func (d *direct) slow() {
+	d.rest = restRelieved
+	d.quick.Store(false)
+}
+
+// Handle implements [engine.Lane].
+func (l *lane) Handle(first engine.Record, more func() (engine.Record, bool)) engine.Handled {
+	if !l.direct.quick.Load() || !l.queue.bypass() {
+		return engine.Declined
+	}
+	if !l.direct.watched.Load() {
+		l.direct.relief.watch(l)
+	}
+	ended := false
+	defer func() {
+		if !ended { // the handler called runtime.Goexit
+			if t := &l.queue.turn; t.relieve(t.state.Load()) {
+				l.direct.relieve()
+			}
+			go l.finishDirect(first)
+		}
+	}()
+	record, some := first, true
+	for some && l.finish(record) && more != nil && !l.queue.turn.called() && l.direct.quick.Load() {
+		record, some = more()
+		first = record
+	}
+	ended = true
+	return l.leave()
+}
+
+// finishDirect goes on for a poller whose goroutine has ended in the handler.
+func (l *lane) finishDirect(record engine.Record) {
+	ended := false
+	defer func() {
+		if !ended {
+			go l.finishDirect(record)
+		}
+	}()
+	l.finish(record)
+	ended = true
+	l.leave()
+}
+
+// leave ends the turn of who polls.
+func (l *lane) leave() engine.Handled {
+	if l.queue.turn.called() {
+		l.direct.slow()
+	}
+	if l.queue.turn.leave() {
+		return engine.Relieved
+	}
+	return engine.Done
+}
