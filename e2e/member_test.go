@@ -112,6 +112,9 @@ func memberConfig(addrs []string, group, name string, topics kgroup.Topics, mode
 func record(cfg *kgroup.Config, log *history.Log, name string, settled *atomic.Int64) {
 	for topic, t := range cfg.Topics {
 		h := t.Handler
+		if _, ok := h.(interface{ unrecorded() }); ok {
+			continue
+		}
 		t.Handler = kgroup.HandlerFunc(func(ctx context.Context, msg kgroup.Message) error {
 			err := log.Handle(name, msg.Topic, msg.Partition, msg.Offset, msg.Key, func() error { return h.Handle(ctx, msg) })
 			if err == nil {

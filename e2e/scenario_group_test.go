@@ -22,6 +22,7 @@ import (
 var scenarios = []scenario{
 	{name: "join and leave under load", run: joinAndLeave(kgroup.Oldest), main: true},
 	{name: "join and leave under load, newest", run: joinAndLeave(kgroup.Newest), main: true},
+	{name: "join and leave, quick handlers", run: quickJoinAndLeave, main: true},
 	{name: "killed and restarted", run: killed, main: true},
 	{name: "handler slower than half the session", run: slowHandlers(5 * time.Second), main: true},
 	{name: "handler slower than the heartbeat", run: slowHandlers(1500 * time.Millisecond)},
