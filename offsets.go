@@ -212,11 +212,11 @@ func (c *committer) commitUntil(ctx context.Context, g *generation, failed func(
 	}
 }
 
-// commitWhenReached goes on committing g while the coordinator cannot be reached: this
-// member cannot join without it either, and what was settled would be repeated. It
-// ends with the session, if not before.
+// commitWhenReached goes on committing g while the coordinator cannot be reached, or
+// has not answered when time was up: this member cannot join without it either, and
+// what was settled would be repeated. It ends with the session, if not before.
 func (c *committer) commitWhenReached(ctx context.Context, g *generation, err error) error {
-	for errors.Is(err, engine.ErrUnreachable) {
+	for errors.Is(err, engine.ErrUnreachable) || errors.Is(err, context.DeadlineExceeded) {
 		time.Sleep(100 * time.Millisecond)
 		err = c.commit(ctx, g, false)
 	}
