@@ -567,4 +567,5 @@ func (l *logs) with(words ...string) []string {
 var (
 	errTransient = errors.New("broker is restarting")
 	errHandler   = errors.New("bank is closed")
+	errRefused   = errors.New("not allowed")
 )

@@ -62,18 +62,23 @@ type LaneHealth struct {
 	Blocked      *HandlerError
 	BlockedSince time.Time
 
+	// CommitError is why the lane's last commit failed, and CommitErrorSince when the
+	// first one did since the last that worked. Nil if it has worked.
+	CommitError      error
+	CommitErrorSince time.Time
+
 	held bool // no retry soon will help
 }
 
-// blockedFor is how long a message may fail before Err says so: a failure that the
-// first retries cure is no reason to restart a process.
+// blockedFor is how long a message or a commit may fail before Err says so: a failure
+// that the first retries cure is no reason to restart a process.
 const blockedFor = 30 * time.Second
 
 // Err returns why the consumer is not healthy, or nil. It is not while it is held up
-// by a message that is held or has failed for 30 s, by a handler that does not
-// return, by a cluster or group that it cannot (re)join for longer than a session,
-// or because Run has ended. Having no partitions, because there are more members
-// than partitions, is healthy.
+// by a message that is held or has failed for 30 s, by a handler that was cancelled
+// and does not return, by commits that have failed for 30 s, by a cluster or group
+// that it cannot (re)join for longer than a session, or because Run has ended. Having
+// no partitions, because there are more members than partitions, is healthy.
 func (h Health) Err() error {
 	switch {
 	case h.State == Idle, h.State == Stopped:
@@ -87,6 +92,9 @@ func (h Health) Err() error {
 	for _, l := range h.Lanes {
 		if l.Blocked != nil && (l.held || time.Since(l.BlockedSince) >= blockedFor) {
 			return l.Blocked
+		}
+		if l.CommitError != nil && time.Since(l.CommitErrorSince) >= blockedFor {
+			return fmt.Errorf("kgroup: commit %s/%d: has failed since %v: %w", l.Topic, l.Partition, l.CommitErrorSince.Format(time.RFC3339), l.CommitError)
 		}
 	}
 	return nil
@@ -111,7 +119,9 @@ func (a *assignment) health(e engine.Engine) Health {
 	}
 	marks := e.HighWatermarks()
 	for _, l := range g.lanes {
-		h.Lanes = append(h.Lanes, l.health(marks))
+		lane, failure := l.health(marks), a.committer.failure(l)
+		lane.CommitError, lane.CommitErrorSince = failure.err, failure.since
+		h.Lanes = append(h.Lanes, lane)
 	}
 	slices.SortFunc(h.Lanes, func(a, b LaneHealth) int {
 		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))

@@ -189,6 +189,60 @@ func TestHealthOfAHeldMessageThatFailsOtherwise(t *testing.T) {
 	})
 }
 
+// Symptom: a partition stood still for ever, and its probe said that all was well. Cause:
+// with CommitEveryMessage a refused commit keeps the next message waiting, and the
+// refusal was told once, to a hook and the log.
+func TestHealthOfCommitsThatFail(t *testing.T) {
+	for name, test := range map[string]struct {
+		interval time.Duration
+		answer   func(*fakeCommit) error
+		cause    error
+	}{
+		"refused, every message": {CommitEveryMessage, refusing(errRefused, orders0), errRefused},
+		"refused":                {0, refusing(errRefused, orders0), errRefused},
+		"failed":                 {0, func(*fakeCommit) error { return errTransient }, errTransient},
+	} {
+		t.Run(name, func(t *testing.T) {
+			withRig(t, func(cfg *Config) { cfg.CommitInterval = test.interval }, func(t *testing.T, r *rig) {
+				r.engine.answer(test.answer)
+				r.engine.assign(at(orders0, 5), at(refunds0, 0))
+				r.engine.deliver(orders0, 5)
+				r.after(25 * time.Second)
+				require.NoError(t, r.consumer.Health().Err(), "the next attempt may work")
+				lane := r.consumer.Health().Lanes[0]
+				require.ErrorIs(t, lane.CommitError, test.cause)
+				assert.LessOrEqual(t, lane.CommitErrorSince.Sub(r.start), time.Second, "since the first failure")
+				r.after(10 * time.Second)
+				require.ErrorIs(t, r.consumer.Health().Err(), test.cause)
+				require.ErrorContains(t, r.consumer.Health().Err(), "orders/0")
+				require.NoError(t, r.consumer.Health().Lanes[1].CommitError)
+
+				r.engine.answer(nil)
+				r.after(2 * time.Second)
+				require.NoError(t, r.consumer.Health().Err())
+				assert.Zero(t, r.consumer.Health().Lanes[0].CommitErrorSince)
+			})
+		})
+	}
+}
+
+// A partition that comes back begins anew, and so does what is said of it.
+func TestHealthForgetsCommitsOfAnEarlierGeneration(t *testing.T) {
+	withRig(t, nil, func(t *testing.T, r *rig) {
+		r.engine.answer(refusing(errRefused, orders0))
+		r.engine.assign(at(orders0, 5))
+		r.engine.deliver(orders0, 5)
+		r.after(time.Minute)
+		require.Error(t, r.consumer.Health().Err())
+		r.engine.rebalance(time.Second, time.Second)
+		r.engine.assign(at(orders0, 5), at(refunds0, 0))
+		require.NoError(t, r.consumer.Health().Err())
+		r.engine.deliver(refunds0, 0)
+		r.after(time.Second)
+		assert.Empty(t, r.consumer.assignment.committer.failing, "it pins what the lane had taken")
+	})
+}
+
 func TestHealthStuck(t *testing.T) {
 	withRig(t, nil, func(t *testing.T, r *rig) {
 		stuck := r.gate()

@@ -6,8 +6,9 @@ package kgroup
 // the goroutine that does the step, and delays it: Assign delays the partition's
 // first message, Revoke the whole group's rebalance. No two hooks run at once for
 // one partition (Commit, which concerns many, may run beside others). A hook is not
-// protected: one that panics ends the process, as any bug does. Hooks must not call
-// Consumer.Commit, which may wait for what they delay.
+// protected: one that panics ends the process, as any bug does, and one that ends its
+// goroutine (runtime.Goexit, FailNow of a test) leaves the step undone. Hooks must not
+// call Consumer.Commit, which may wait for what they delay.
 type Hooks struct {
 	// RebalanceStarted is called when a rebalance begins, before anything is given
 	// up, with what this member owns (nothing at the first one).
@@ -34,8 +35,8 @@ type Hooks struct {
 	// be running here.
 	Lost func(topic string, partition int32, offset int64, cause error)
 
-	// Commit is called when the broker has answered a commit: the offsets asked for,
-	// and nil, or what it refused.
+	// Commit is called after each attempt to commit: with the offsets asked for, and nil,
+	// what the broker refused, or why it has not answered. A failed commit is made again.
 	Commit func(offsets map[string]map[int32]int64, err error)
 
 	// Blocked is called once for a message that keeps its partition from going on:

@@ -220,6 +220,10 @@ func (l *levers) GetOffset(topic string, partition int32, at int64) (int64, erro
 		if newest, err = l.beginsNewest(p); err != nil {
 			return -1, err
 		}
+		// The engine's own question may have been answered unseen (wire reads answers up
+		// to a size): what it has found committed must not be skipped.
+		committed, has = l.group.member.committed(p)
+		newest = newest && !has
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

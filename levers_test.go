@@ -491,6 +491,24 @@ func TestNewestAsksOnceForATopic(t *testing.T) {
 	})
 }
 
+// An answer of 16 MB and more passes the group connection unseen. The engine then wants
+// to begin at an offset that we do not know of, and the newest would be beyond it.
+func TestNewestDoesNotSkipWhatWasCommittedUnseen(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		kafka := newKafka("one:9092")
+		g, _ := newTestGroup(t, func(cfg *Config) { cfg.Start, cfg.Dial = Newest, kafka.dial })
+		stub := stubbed(g)
+		knownTopics(t, stub, map[string]int{"orders": 1})
+		stub.offset = offsets{newest: 100, oldest: 40}.of
+		joins(g.member, member7)
+		kafka.commit(orders0, 70, "kgroup/1 n=1")
+		_, seen := g.member.committed(orders0)
+		require.False(t, seen)
+		assert.EqualValues(t, 40, begins(t, g, orders0), "the range that the engine is told")
+		assert.Equal(t, []engine.Claim{{Partition: orders0, Offset: 70, Committed: true, Metadata: "kgroup/1 n=1"}}, g.levers.claims(map[string][]int32{"orders": {0}}))
+	})
+}
+
 // The end of a partition that is written to moves between the engine's questions. It
 // asks twice if the committed offset is out of range, and begins at the oldest message
 // whatever the second answers are; then the claim must not say otherwise.

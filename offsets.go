@@ -5,6 +5,7 @@ package kgroup
 // engine's own marks are never touched (docs/decisions/0003).
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/kgroup-go/kgroup/internal/engine"
@@ -114,6 +116,16 @@ type committer struct {
 	report  func(error)
 	hook    func(offsets map[string]map[int32]int64, err error)
 	refused map[engine.Partition]string // reported already; guarded by turn
+
+	mu      sync.Mutex
+	failing map[*lane]commitFailure // lanes whose last commit has failed
+}
+
+// A commitFailure says why a lane's last commit has failed, and when the first one
+// did since the last that worked.
+type commitFailure struct {
+	err   error
+	since time.Time
 }
 
 func newCommitter(e engine.Engine, hooks Hooks, report func(error)) *committer {
@@ -123,6 +135,7 @@ func newCommitter(e engine.Engine, hooks Hooks, report func(error)) *committer {
 		report:  report,
 		hook:    hooks.Commit,
 		refused: map[engine.Partition]string{},
+		failing: map[*lane]commitFailure{},
 	}
 }
 
@@ -145,6 +158,9 @@ func (c *committer) commit(ctx context.Context, g *generation, all bool) error {
 		return nil
 	}
 	refused, err := c.engine.Commit(ctx, g.number, offsets)
+	if ctx.Err() == nil { // else nobody knows: it was not waited for
+		c.note(g, offsets, refused, err)
+	}
 	if err == nil {
 		for _, o := range offsets {
 			if refused[o.Partition] == nil {
@@ -157,6 +173,33 @@ func (c *committer) commit(ctx context.Context, g *generation, all bool) error {
 		c.hook(byTopic(offsets), err)
 	}
 	return err
+}
+
+// note remembers which lanes of g could not be committed; those of an earlier
+// generation are nobody's business any more.
+func (c *committer) note(g *generation, offsets []engine.Offset, refused map[engine.Partition]error, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	maps.DeleteFunc(c.failing, func(l *lane, _ commitFailure) bool { return g.lane(l.partition) != l })
+	for _, o := range offsets {
+		l, why := g.lane(o.Partition), cmp.Or(err, refused[o.Partition])
+		if why == nil || errors.Is(why, engine.ErrGone) {
+			delete(c.failing, l)
+			continue
+		}
+		failure := commitFailure{why, time.Now()}
+		if before, failed := c.failing[l]; failed {
+			failure.since = before.since
+		}
+		c.failing[l] = failure
+	}
+}
+
+// failure is that of a lane's last commit; the zero value if it has worked.
+func (c *committer) failure(l *lane) commitFailure {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.failing[l]
 }
 
 // refusals makes one error of what was refused, and reports a refusal when it is
@@ -212,11 +255,11 @@ func (c *committer) commitUntil(ctx context.Context, g *generation, failed func(
 	}
 }
 
-// commitWhenReached goes on committing g while the coordinator cannot be reached: this
-// member cannot join without it either, and what was settled would be repeated. It
-// ends with the session, if not before.
+// commitWhenReached goes on committing g while the coordinator cannot be reached, or
+// has not answered when time was up: this member cannot join without it either, and
+// what was settled would be repeated. It ends with the session, if not before.
 func (c *committer) commitWhenReached(ctx context.Context, g *generation, err error) error {
-	for errors.Is(err, engine.ErrUnreachable) {
+	for errors.Is(err, engine.ErrUnreachable) || errors.Is(err, context.DeadlineExceeded) {
 		time.Sleep(100 * time.Millisecond)
 		err = c.commit(ctx, g, false)
 	}

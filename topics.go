@@ -97,6 +97,22 @@ func (m *matcher) match(topic string) (entry Topic, name string, err error) {
 	return m.topics[name], name, nil
 }
 
+// unmatched returns the patterns, sorted, that match none of the existing topics but
+// for those that are named themselves: they wait for one, or are misspelt.
+func (m *matcher) unmatched(existing []string) []string {
+	left := slices.DeleteFunc(slices.Clone(existing), func(topic string) bool {
+		_, named := m.topics[topic]
+		return named || internalTopics.MatchString(topic)
+	})
+	var waiting []string
+	for _, re := range m.patterns {
+		if !slices.ContainsFunc(left, re.MatchString) {
+			waiting = append(waiting, re.String())
+		}
+	}
+	return waiting
+}
+
 // names returns the topics that are named themselves, sorted.
 func (m *matcher) names() []string {
 	var names []string

@@ -55,6 +55,19 @@ func TestMatcherLists(t *testing.T) {
 	assert.Nil(t, newMatcher(Topics{"a": {}}).whitelist())
 }
 
+func TestPatternsThatMatchNothing(t *testing.T) {
+	m := newMatcher(Topics{"orders": {}, "^orders": {}, "^refunds-": {}, "^.*consumer": {}, "^z": {}})
+	assert.Equal(t, []string{"^.*consumer", "^orders", "^z"}, m.unmatched([]string{
+		"orders", // a name beats a pattern
+		"refunds-eu",
+		"__consumer_offsets", // internal: no pattern matches it
+		"my-z",
+	}))
+	assert.Empty(t, m.unmatched([]string{"orders-eu", "refunds-eu", "a-consumer", "z"}))
+	assert.Equal(t, []string{"^refunds-", "^z"}, m.unmatched([]string{"orders-consumer"}), "one topic of two patterns is another mistake")
+	assert.Empty(t, newMatcher(Topics{"orders": {}}).unmatched(nil))
+}
+
 // The engine decides by the whitelist which topics it joins with, and match which
 // handler gets them: if they differed, messages would arrive that have none.
 func TestWhitelistMatchesWhatPatternsMatch(t *testing.T) {

@@ -8,6 +8,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -33,35 +34,73 @@ type topic struct {
 // A broker is a running cluster, and what it is called in a report.
 type broker struct {
 	name  string
-	addrs []string
+	addrs []string // where the contenders connect
+	ca    string   // file with the certificate of addrs; empty: they are plain text
+	fill  []kgo.Opt
 	stop  func() error
 }
 
 // startBroker starts Kafka in another process, or the embedded broker in this one.
 // The contenders are in neither.
-func startBroker(ctx context.Context, kind, version string) (*broker, error) {
-	switch kind {
+func startBroker(ctx context.Context, o options) (*broker, error) {
+	var server *identity
+	if o.tls {
+		var err error
+		if server, err = newIdentity(); err != nil {
+			return nil, err
+		}
+	}
+	b, err := startKind(ctx, o, server)
+	if server == nil {
+		return b, err
+	}
+	if err != nil {
+		return nil, errors.Join(err, server.remove())
+	}
+	b.name, b.ca = b.name+" with TLS", server.ca
+	stop := b.stop
+	b.stop = func() error { return errors.Join(stop(), server.remove()) }
+	return b, nil
+}
+
+func startKind(ctx context.Context, o options, server *identity) (*broker, error) {
+	switch o.broker {
 	case "kafka":
-		c, err := kafka.Start(ctx, kafka.Options{Version: version})
+		options := kafka.Options{Version: o.version}
+		if server != nil {
+			options.Listeners, options.Properties = map[string]string{secureListener: "SSL"}, server.properties()
+		}
+		c, err := kafka.Start(ctx, options)
 		if err != nil {
 			return nil, err
 		}
-		return &broker{"Kafka " + version, c.Addrs(), c.Stop}, nil
+		b := &broker{name: "Kafka " + o.version, addrs: c.Addrs(), stop: c.Stop}
+		b.fill = []kgo.Opt{kgo.SeedBrokers(b.addrs...)}
+		if server != nil {
+			b.addrs = c.ListenerAddrs(secureListener)
+		}
+		return b, nil
 	case "embedded":
-		b, err := kgrouptest.New(kgrouptest.Config{})
+		var cfg kgrouptest.Config
+		var fill []kgo.Opt
+		if server != nil {
+			cfg.TLS = server.config()
+			fill = append(fill, kgo.DialTLSConfig(&tls.Config{RootCAs: server.pool(), MinVersion: tls.VersionTLS12}))
+		}
+		b, err := kgrouptest.New(cfg)
 		if err != nil {
 			return nil, err
 		}
-		return &broker{"embedded", b.Addrs(), func() error { b.Close(); return nil }}, nil
+		return &broker{name: "embedded", addrs: b.Addrs(), fill: append(fill, kgo.SeedBrokers(b.Addrs()...)), stop: func() error { b.Close(); return nil }}, nil
 	default:
-		return nil, fmt.Errorf("-broker %q: want embedded or kafka", kind)
+		return nil, fmt.Errorf("-broker %q: want embedded or kafka", o.broker)
 	}
 }
 
 // fill creates the topic and its records, in large batches: small ones cost the
 // engine more for each message, and would make what is above it look cheaper.
 func fill(ctx context.Context, b *broker, t topic) error {
-	admin, err := kafka.NewAdmin(b.addrs)
+	admin, err := kafka.NewAdmin(nil, b.fill...)
 	if err != nil {
 		return err
 	}
@@ -69,14 +108,13 @@ func fill(ctx context.Context, b *broker, t topic) error {
 	if err := admin.CreateTopic(ctx, t.Name, int32(t.Partitions), 1, nil); err != nil {
 		return err
 	}
-	client, err := kgo.NewClient(
-		kgo.SeedBrokers(b.addrs...),
+	client, err := kgo.NewClient(append([]kgo.Opt{
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.ProducerBatchCompression(kgo.NoCompression()),
-		kgo.ProducerLinger(20*time.Millisecond),
+		kgo.ProducerLinger(20 * time.Millisecond),
 		kgo.MaxBufferedRecords(200_000),
 		kgo.RecordDeliveryTimeout(time.Minute),
-	)
+	}, b.fill...)...)
 	if err != nil {
 		return err
 	}
@@ -116,13 +154,13 @@ func fill(ctx context.Context, b *broker, t topic) error {
 }
 
 // with starts a broker, fills the topic, calls f and stops the broker.
-func with(ctx context.Context, kind, version string, t topic, f func(*broker) error) (err error) {
-	b, err := startBroker(ctx, kind, version)
+func with(ctx context.Context, o options, f func(*broker) error) (err error) {
+	b, err := startBroker(ctx, o)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.stop()) }()
-	if err := fill(ctx, b, t); err != nil {
+	if err := fill(ctx, b, o.topic()); err != nil {
 		return err
 	}
 	return f(b)

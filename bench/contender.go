@@ -33,6 +33,7 @@ type job struct {
 	Mode     kgroup.Mode
 	Engine   engineSettings // of a raw loop; kgroup runs with its own
 	Brokers  []string
+	CA       string // file with the certificate that brokers are trusted by; empty: no TLS
 	Topic    topic
 	Group    string
 	Warmup   time.Duration
@@ -47,8 +48,20 @@ type engineSettings struct {
 	Processing time.Duration // Consumer.MaxProcessingTime
 }
 
-// ofKgroup are what kgroup itself sets.
-var ofKgroup = engineSettings{Buffer: 256, Fetch: 1 << 20, Processing: 500 * time.Millisecond}
+// ofKgroup are what kgroup itself sets: New shows it what it has built.
+func ofKgroup(mode kgroup.Mode) (engineSettings, error) {
+	var own engineSettings
+	cfg := job{Mode: mode, Brokers: []string{"localhost:9092"}, Topic: topic{Name: "bench"}, Group: "bench"}.config(idle)
+	cfg.Tune = func(built *cluster.Config) {
+		own = engineSettings{built.ChannelBufferSize, built.Consumer.Fetch.Default, built.Consumer.MaxProcessingTime}
+	}
+	if _, err := kgroup.New(cfg); err != nil {
+		return engineSettings{}, fmt.Errorf("the settings of kgroup in %v mode: %w", mode, err)
+	}
+	return own, nil
+}
+
+func idle(context.Context, kgroup.Message) error { return nil }
 
 func (s engineSettings) String() string {
 	return fmt.Sprintf("ChannelBufferSize %d, Fetch.Default %d KiB, MaxProcessingTime %v", s.Buffer, s.Fetch>>10, s.Processing)
@@ -102,14 +115,20 @@ func contend(ctx context.Context, args []string, stdout io.Writer) error {
 	return json.NewEncoder(stdout).Encode(s)
 }
 
+// config is what both sides begin with. Both secure their connections in Config.Dial,
+// so that TLS costs them the same.
 func (j job) config(handle kgroup.HandlerFunc) kgroup.Config {
-	return kgroup.Config{
+	cfg := kgroup.Config{
 		Brokers: j.Brokers,
 		Group:   j.Group,
 		Mode:    j.Mode,
 		Topics:  kgroup.Topics{j.Topic.Name: {Handler: handle}},
 		Logger:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
+	if j.CA != "" {
+		cfg.Dial = trusting(j.CA)
+	}
+	return cfg
 }
 
 // kgroup starts a consumer with kgroup's defaults. What it returns stops it.
@@ -133,7 +152,7 @@ func (j job) kgroup(ctx context.Context, m *meter) (stop func() error, err error
 // raw starts the loop that somebody would write who uses the engine without
 // kgroup. It commits as often as kgroup does.
 func (j job) raw(_ context.Context, m *meter) (stop func() error, err error) {
-	cfg := j.config(func(context.Context, kgroup.Message) error { return nil })
+	cfg := j.config(idle)
 	cfg.Tune = j.Engine.apply
 	built, err := cfg.ClusterConfig()
 	if err != nil {

@@ -10,10 +10,11 @@
 // Each takes -h.
 package main
 
-// The commands. What a measurement is made of: broker.go has the topic that is
-// read, contender.go the loops that read it, each in a process of its own,
-// meter.go the numbers taken there, rounds.go the order of play, stats.go and
-// report.go what is made of the numbers.
+// The commands. What a measurement is made of: options.go has the flags and the play
+// in each mode, broker.go the topic that is read (tls.go if it is encrypted),
+// contender.go the loops that read it, each in a process of its own, meter.go the
+// numbers taken there, rounds.go the order of play, stats.go and report.go what is
+// made of the numbers.
 
 import (
 	"context"

@@ -3,18 +3,13 @@
 package main
 
 // The command overhead: kgroup against the bare loop. The bare loop runs with the
-// engine settings that kgroup uses, with the fastest ones that we know, and once
-// more with the first, to show how far two runs of the same thing are apart.
+// engine settings that kgroup uses, with the fastest ones that we know where those
+// are others, and once more with the first, to show how far two runs of the same
+// thing are apart.
 
 import (
 	"context"
-	"errors"
-	"flag"
-	"fmt"
 	"io"
-	"os"
-	"strings"
-	"time"
 
 	"github.com/kgroup-go/kgroup"
 )
@@ -28,107 +23,28 @@ const (
 )
 
 // tuned are the settings of a bare loop that did best in the command settings, by a
-// margin that is mostly noise. Buffers of 16384 and more and fetches of 256 KiB or
-// 4 MiB cost more CPU for each message; a longer MaxProcessingTime changes nothing
-// for a handler that does nothing.
-func tuned(mode kgroup.Mode) engineSettings {
-	s := ofKgroup
-	s.Buffer = 4096
+// margin that is mostly noise. They are kgroup's own but for the buffer, which in
+// Multiplex mode is kgroup's as well: buffers of 16384 and more and fetches of 256 KiB
+// or 4 MiB cost more CPU for each message, and a longer MaxProcessingTime changes
+// nothing for a handler that does nothing.
+func tuned(mode kgroup.Mode, own engineSettings) engineSettings {
+	own.Buffer = 4096
 	if mode == kgroup.Partitions {
-		s.Buffer = 1024
+		own.Buffer = 1024
 	}
-	return s
+	return own
 }
 
-func contenders(mode kgroup.Mode) []contender {
-	return []contender{
-		{name: nameRaw, kind: "raw", engine: ofKgroup},
-		{name: nameKgroup, kind: "kgroup"},
-		{name: nameTuned, kind: "raw", engine: tuned(mode)},
-		{name: nameAgain, kind: "raw", engine: ofKgroup},
+func contenders(mode kgroup.Mode) ([]contender, error) {
+	own, err := ofKgroup(mode)
+	if err != nil {
+		return nil, err
 	}
-}
-
-// options are the flags that the commands share.
-type options struct {
-	rounds           int
-	warmup, duration time.Duration
-	modes            []kgroup.Mode
-	broker, version  string
-	records          int64
-	headers          bool
-	profiles         string
-	json             bool
-}
-
-func parse(name string, args []string, stderr io.Writer) (options, error) {
-	var o options
-	var mode string
-	f := flag.NewFlagSet("bench "+name, flag.ContinueOnError)
-	f.SetOutput(stderr)
-	f.IntVar(&o.rounds, "rounds", 21, "how often every contender runs")
-	f.DurationVar(&o.duration, "duration", 3*time.Second, "how long a run is measured")
-	f.DurationVar(&o.warmup, "warmup", 300*time.Millisecond, "how much of a run is left out at its beginning")
-	f.StringVar(&mode, "mode", "both", "multiplex, partitions or both")
-	f.StringVar(&o.broker, "broker", "kafka", "kafka (needs Java 17 and Maven) or embedded")
-	f.StringVar(&o.version, "version", "4.4.0", "which Kafka")
-	f.Int64Var(&o.records, "records", 0, "messages in the topic (default: enough for a fast contender)")
-	f.BoolVar(&o.headers, "headers", false, "give each record three headers")
-	f.StringVar(&o.profiles, "cpuprofile", "", "write a CPU profile of each run into this `folder`")
-	f.BoolVar(&o.json, "json", false, "print JSON lines: the machine, each round, a summary for each mode")
-	if err := f.Parse(args); err != nil {
-		return o, err
+	list := []contender{{name: nameRaw, kind: "raw", engine: own}, {name: nameKgroup, kind: "kgroup"}}
+	if best := tuned(mode, own); best != own {
+		list = append(list, contender{name: nameTuned, kind: "raw", engine: best})
 	}
-	if f.NArg() > 0 {
-		return o, fmt.Errorf("%s: unexpected argument %q", name, f.Arg(0))
-	}
-	switch strings.ToLower(mode) {
-	case "both":
-		o.modes = []kgroup.Mode{kgroup.Multiplex, kgroup.Partitions}
-	case "multiplex":
-		o.modes = []kgroup.Mode{kgroup.Multiplex}
-	case "partitions":
-		o.modes = []kgroup.Mode{kgroup.Partitions}
-	default:
-		return o, fmt.Errorf("-mode %q: want multiplex, partitions or both", mode)
-	}
-	if o.rounds < 1 || o.duration <= 0 || o.warmup < 0 {
-		return o, errors.New("-rounds and -duration must be more than zero, -warmup not less")
-	}
-	if o.profiles != "" {
-		if err := os.MkdirAll(o.profiles, 0o755); err != nil {
-			return o, err
-		}
-	}
-	return o, nil
-}
-
-// topic is what the contenders read. Its default size is what the fastest contender
-// reads in the time of a run; one that still comes to its end is cut (see measure).
-func (o options) topic() topic {
-	const partitions = 8
-	t := topic{Name: "bench", Partitions: partitions, Size: 100}
-	if o.headers {
-		t.Headers = 3
-	}
-	records := o.records
-	if records == 0 {
-		perSecond := 3_500_000.0
-		if o.broker == "embedded" {
-			perSecond = 1_500_000 // it keeps them in memory
-		}
-		records = int64(perSecond * (o.warmup + o.duration).Seconds())
-	}
-	t.PerPartition = max(1, records/partitions)
-	return t
-}
-
-func (o options) match(b *broker, mode kgroup.Mode, stderr io.Writer) match {
-	return match{
-		broker: b, topic: o.topic(), mode: mode,
-		rounds: o.rounds, warmup: o.warmup, duration: o.duration,
-		profiles: o.profiles, stderr: stderr,
-	}
+	return append(list, contender{name: nameAgain, kind: "raw", engine: own}), nil
 }
 
 // overhead is the command.
@@ -137,36 +53,23 @@ func overhead(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if err != nil {
 		return err
 	}
-	return with(ctx, o.broker, o.version, o.topic(), func(b *broker) error {
-		rep := newReport(stdout, o.json)
-		if err := rep.machine(b, o); err != nil {
-			return err
-		}
-		for _, mode := range o.modes {
-			m := o.match(b, mode, stderr)
-			m.contenders = contenders(mode)
-			rounds, err := m.play(ctx, rep.round)
-			if err != nil {
-				return err
-			}
-			if err := rep.summary(summarize(m, rounds)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return compete(ctx, o, stdout, stderr, contenders, summarize)
 }
 
-// summarize compares kgroup with both bare loops. The one against which it looks
-// worse counts.
+// summarize compares kgroup with the bare loops, and those that do the same with each
+// other. The one against which kgroup looks worst counts.
 func summarize(m match, rounds []round) summary {
 	s := newSummary(m, rounds)
-	same := compare(rounds, nameKgroup, nameRaw)
-	best := compare(rounds, nameKgroup, nameTuned)
-	s.Comparisons = []comparison{same, best, compare(rounds, nameAgain, nameRaw)}
-	s.Counts = nameRaw
-	if best.Throughput.Median < same.Throughput.Median {
-		s.Counts = nameTuned
+	for _, c := range m.contenders {
+		if c.name != nameRaw && c.name != nameTuned {
+			continue
+		}
+		against := compare(rounds, nameKgroup, c.name)
+		if s.Counts == "" || against.Throughput.Median < s.Comparisons[0].Throughput.Median {
+			s.Counts = c.name
+		}
+		s.Comparisons = append(s.Comparisons, against)
 	}
+	s.Comparisons = append(s.Comparisons, compare(rounds, nameAgain, nameRaw))
 	return s
 }

@@ -79,6 +79,7 @@ func (m match) job(c contender, n int) job {
 		Mode:     m.mode,
 		Engine:   c.engine,
 		Brokers:  m.broker.addrs,
+		CA:       m.broker.ca,
 		Topic:    m.topic,
 		Group:    "bench-" + id,
 		Warmup:   m.warmup,

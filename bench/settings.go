@@ -10,26 +10,33 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/kgroup-go/kgroup"
 )
 
 // candidates change one setting of kgroup's at a time, and then combine.
-func candidates() []contender {
-	list := []contender{{name: nameRaw, kind: "raw", engine: ofKgroup}}
-	for _, buffer := range []int{16, 1024, 4096, 16384, 65536} {
-		s := ofKgroup
-		s.Buffer = buffer
-		list = append(list, contender{name: fmt.Sprintf("buffer-%d", buffer), kind: "raw", engine: s})
+func candidates(mode kgroup.Mode) ([]contender, error) {
+	own, err := ofKgroup(mode)
+	if err != nil {
+		return nil, err
+	}
+	list := []contender{{name: nameRaw, kind: "raw", engine: own}}
+	add := func(name string, change func(*engineSettings)) {
+		s := own
+		if change(&s); s != own {
+			list = append(list, contender{name: name, kind: "raw", engine: s})
+		}
+	}
+	for _, buffer := range []int{16, 256, 1024, 4096, 16384, 65536} {
+		add(fmt.Sprintf("buffer-%d", buffer), func(s *engineSettings) { s.Buffer = buffer })
 	}
 	for _, kib := range []int32{256, 4096} {
-		s := ofKgroup
-		s.Fetch = kib << 10
-		list = append(list, contender{name: fmt.Sprintf("fetch-%dk", kib), kind: "raw", engine: s})
+		add(fmt.Sprintf("fetch-%dk", kib), func(s *engineSettings) { s.Fetch = kib << 10 })
 	}
-	s := ofKgroup
-	s.Processing = 5 * time.Second
-	list = append(list, contender{name: "processing-5s", kind: "raw", engine: s})
-	s = engineSettings{Buffer: 16384, Fetch: 256 << 10, Processing: s.Processing}
-	return append(list, contender{name: "buffer-16384-fetch-256k", kind: "raw", engine: s})
+	const patient = 5 * time.Second
+	add("processing-5s", func(s *engineSettings) { s.Processing = patient })
+	add("buffer-16384-fetch-256k", func(s *engineSettings) { *s = engineSettings{Buffer: 16384, Fetch: 256 << 10, Processing: patient} })
+	return list, nil
 }
 
 // settings is the command.
@@ -38,26 +45,14 @@ func settings(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if err != nil {
 		return err
 	}
-	return with(ctx, o.broker, o.version, o.topic(), func(b *broker) error {
-		rep := newReport(stdout, o.json)
-		if err := rep.machine(b, o); err != nil {
-			return err
-		}
-		for _, mode := range o.modes {
-			m := o.match(b, mode, stderr)
-			m.contenders = candidates()
-			rounds, err := m.play(ctx, rep.round)
-			if err != nil {
-				return err
-			}
-			s := newSummary(m, rounds)
-			for _, c := range m.contenders[1:] {
-				s.Comparisons = append(s.Comparisons, compare(rounds, c.name, nameRaw))
-			}
-			if err := rep.summary(s); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return compete(ctx, o, stdout, stderr, candidates, compareSettings)
+}
+
+// compareSettings compares everybody with the first.
+func compareSettings(m match, rounds []round) summary {
+	s := newSummary(m, rounds)
+	for _, c := range m.contenders[1:] {
+		s.Comparisons = append(s.Comparisons, compare(rounds, c.name, m.contenders[0].name))
+	}
+	return s
 }

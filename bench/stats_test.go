@@ -6,6 +6,9 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/kgroup-go/kgroup"
 )
 
 func TestSpread(t *testing.T) {
@@ -56,7 +59,7 @@ func TestCompareWithinRounds(t *testing.T) {
 
 // The bare loop against which kgroup is slower counts.
 func TestTheLowerRatioCounts(t *testing.T) {
-	m := match{contenders: contenders(0)}
+	m := match{contenders: theContenders(t)}
 	rounds := []round{{Runs: map[string]sample{
 		nameKgroup: {Rate: 90, CPU: 1, Cut: true}, nameRaw: {Rate: 100, CPU: 1}, nameTuned: {Rate: 200, CPU: 1}, nameAgain: {Rate: 80, CPU: 1},
 	}}}
@@ -74,7 +77,7 @@ func TestTheLowerRatioCounts(t *testing.T) {
 // In as many double rounds as there are contenders, every one of them runs at every
 // place equally often.
 func TestOrderIsFair(t *testing.T) {
-	all := contenders(0)
+	all := theContenders(t)
 	places := map[string]map[int]int{}
 	for n := range 2 * len(all) {
 		for place, c := range order(all, n) {
@@ -90,6 +93,14 @@ func TestOrderIsFair(t *testing.T) {
 	assert.Equal(t, []string{nameRaw, nameKgroup, nameTuned, nameAgain}, names(order(all, 0)))
 	assert.Equal(t, []string{nameAgain, nameTuned, nameKgroup, nameRaw}, names(order(all, 1)), "backwards")
 	assert.Equal(t, nameRaw, all[0].name, "the list itself is left alone")
+}
+
+// theContenders are all there are.
+func theContenders(t *testing.T) []contender {
+	t.Helper()
+	all, err := contenders(kgroup.Partitions)
+	require.NoError(t, err)
+	return all
 }
 
 func names(list []contender) []string {

@@ -1,0 +1,130 @@
+//go:build unix
+
+package main
+
+// What the commands share: their flags, and playing a match in each mode.
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/kgroup-go/kgroup"
+)
+
+// options are the flags that the commands share.
+type options struct {
+	rounds           int
+	warmup, duration time.Duration
+	modes            []kgroup.Mode
+	broker, version  string
+	records          int64
+	headers          bool
+	tls              bool
+	profiles         string
+	json             bool
+}
+
+func parse(name string, args []string, stderr io.Writer) (options, error) {
+	var o options
+	var mode string
+	f := flag.NewFlagSet("bench "+name, flag.ContinueOnError)
+	f.SetOutput(stderr)
+	f.IntVar(&o.rounds, "rounds", 21, "how often every contender runs")
+	f.DurationVar(&o.duration, "duration", 3*time.Second, "how long a run is measured")
+	f.DurationVar(&o.warmup, "warmup", 300*time.Millisecond, "how much of a run is left out at its beginning")
+	f.StringVar(&mode, "mode", "both", "multiplex, partitions or both")
+	f.StringVar(&o.broker, "broker", "kafka", "kafka (needs Java 17 and Maven) or embedded")
+	f.StringVar(&o.version, "version", "4.4.0", "which Kafka")
+	f.Int64Var(&o.records, "records", 0, "messages in the topic (default: enough for a fast contender)")
+	f.BoolVar(&o.headers, "headers", false, "give each record three headers")
+	f.BoolVar(&o.tls, "tls", false, "encrypt the contenders' connections (with -broker kafka: 2.7 or later)")
+	f.StringVar(&o.profiles, "cpuprofile", "", "write a CPU profile of each run into this `folder`")
+	f.BoolVar(&o.json, "json", false, "print JSON lines: the machine, each round, a summary for each mode")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	if f.NArg() > 0 {
+		return o, fmt.Errorf("%s: unexpected argument %q", name, f.Arg(0))
+	}
+	switch strings.ToLower(mode) {
+	case "both":
+		o.modes = []kgroup.Mode{kgroup.Multiplex, kgroup.Partitions}
+	case "multiplex":
+		o.modes = []kgroup.Mode{kgroup.Multiplex}
+	case "partitions":
+		o.modes = []kgroup.Mode{kgroup.Partitions}
+	default:
+		return o, fmt.Errorf("-mode %q: want multiplex, partitions or both", mode)
+	}
+	if o.rounds < 1 || o.duration <= 0 || o.warmup < 0 {
+		return o, errors.New("-rounds and -duration must be more than zero, -warmup not less")
+	}
+	if o.profiles != "" {
+		if err := os.MkdirAll(o.profiles, 0o755); err != nil {
+			return o, err
+		}
+	}
+	return o, nil
+}
+
+// topic is what the contenders read. Its default size is what the fastest contender
+// reads in the time of a run; one that still comes to its end is cut (see measure).
+func (o options) topic() topic {
+	const partitions = 8
+	t := topic{Name: "bench", Partitions: partitions, Size: 100}
+	if o.headers {
+		t.Headers = 3
+	}
+	records := o.records
+	if records == 0 {
+		perSecond := 3_500_000.0
+		if o.broker == "embedded" {
+			perSecond = 1_500_000 // it keeps them in memory
+		}
+		records = int64(perSecond * (o.warmup + o.duration).Seconds())
+	}
+	t.PerPartition = max(1, records/partitions)
+	return t
+}
+
+func (o options) match(b *broker, mode kgroup.Mode, stderr io.Writer) match {
+	return match{
+		broker: b, topic: o.topic(), mode: mode,
+		rounds: o.rounds, warmup: o.warmup, duration: o.duration,
+		profiles: o.profiles, stderr: stderr,
+	}
+}
+
+// compete lets contenders play a match in each mode, and prints what judge makes of it.
+func compete(
+	ctx context.Context, o options, stdout, stderr io.Writer,
+	contenders func(kgroup.Mode) ([]contender, error), judge func(match, []round) summary,
+) error {
+	return with(ctx, o, func(b *broker) error {
+		rep := newReport(stdout, o.json)
+		if err := rep.machine(b, o); err != nil {
+			return err
+		}
+		for _, mode := range o.modes {
+			m := o.match(b, mode, stderr)
+			var err error
+			if m.contenders, err = contenders(mode); err != nil {
+				return err
+			}
+			rounds, err := m.play(ctx, rep.round)
+			if err != nil {
+				return err
+			}
+			if err := rep.summary(judge(m, rounds)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
