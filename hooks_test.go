@@ -40,6 +40,67 @@ func TestGoexitInAHook(t *testing.T) {
 	})
 }
 
+// With CommitEveryMessage the worker commits, and so calls this hook. The message that
+// had just been settled was handled again.
+func TestGoexitInTheCommitHook(t *testing.T) {
+	exits := func(cfg *Config) {
+		cfg.CommitInterval = CommitEveryMessage
+		n := 0
+		cfg.Hooks.Commit = func(map[string]map[int32]int64, error) {
+			if n++; n == 1 {
+				runtime.Goexit()
+			}
+		}
+	}
+	withRig(t, exits, func(t *testing.T, r *rig) {
+		r.engine.assign(at(orders0, 5))
+		r.engine.deliver(orders0, 5, 6, 7)
+		r.after(time.Second)
+		assert.Equal(t, "5#1 6#1 7#1", r.handled(orders0))
+		assert.EqualValues(t, 8, r.engine.acknowledged(orders0))
+	})
+}
+
+// The message was handled again; or the worker never ended, which looks like a handler
+// that never returns.
+func TestGoexitInTheUnblockedHook(t *testing.T) {
+	t.Run("after the message was settled", func(t *testing.T) {
+		exits := func(cfg *Config) {
+			cfg.Hooks.Unblocked = func(string, int32, int64) { runtime.Goexit() }
+			withRetry(Retry{MinBackoff: time.Second, MaxBackoff: time.Second})(cfg)
+		}
+		withRig(t, exits, func(t *testing.T, r *rig) {
+			calls := 0
+			r.on = func(_ context.Context, msg Message) error {
+				if calls++; calls == 1 {
+					return errHandler
+				}
+				return nil
+			}
+			r.engine.assign(at(orders0, 5))
+			r.engine.deliver(orders0, 5, 6, 7)
+			r.after(time.Minute)
+			assert.Equal(t, "5#1 5#2 6#1 7#1", r.handled(orders0))
+			assert.EqualValues(t, 8, r.engine.acknowledged(orders0))
+		})
+	})
+	t.Run("when the partition is given up", func(t *testing.T) {
+		exits := func(cfg *Config) {
+			cfg.Hooks.Unblocked = func(string, int32, int64) { runtime.Goexit() }
+		}
+		withRig(t, exits, func(t *testing.T, r *rig) {
+			r.on = func(context.Context, Message) error { return Permanent(errHandler) }
+			r.engine.assign(at(orders0, 5))
+			r.engine.deliver(orders0, 5)
+			r.after(time.Second)
+			began := time.Now()
+			r.engine.rebalance(10*time.Second, 20*time.Second)
+			assert.Zero(t, time.Since(began))
+			assert.Empty(t, r.consumer.Health().Stuck)
+		})
+	})
+}
+
 // Every hook is optional: a life in which each would be called.
 func TestNilHooks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -33,9 +33,10 @@ type lane struct {
 
 	// What the worker has taken.
 	batch []engine.Record
-	// Of whose turn it is (turn.go): the attempt it is at with its message (0: none yet),
-	// and whether that attempt is under way. They outlive a goroutine that the handler
-	// has ended.
+	// Of whose turn it is (turn.go): whether its message is settled, the attempt it is at
+	// with it (0: none yet), and whether that attempt is under way. They outlive a
+	// goroutine that a handler or a hook has ended.
+	passed     bool
 	attempt    int
 	attempting bool
 	frontier   frontier
@@ -57,21 +58,22 @@ type lane struct {
 
 // blocked says what keeps a lane from going on.
 type blocked struct {
-	err   *HandlerError
-	since time.Time
-	held  bool // reported
+	err      *HandlerError
+	since    time.Time
+	held     bool   // reported
+	panicked string // the panic whose stack has been logged
 }
 
 // work is the lane's worker.
 func (l *lane) work() {
 	ended := false
 	defer func() {
-		if !ended { // the handler called runtime.Goexit, as t.FailNow does
+		if !ended { // the handler or a hook called runtime.Goexit, as t.FailNow does
 			go l.work()
 			return
 		}
+		defer close(l.done) // also if the hook does
 		l.unblock()
-		close(l.done)
 	}()
 	select {
 	case <-l.after:
@@ -80,17 +82,19 @@ func (l *lane) work() {
 		return
 	}
 	for !ended {
+		if l.passed {
+			l.batch[0] = nil
+			l.batch, l.passed = l.batch[1:], false
+		}
+		if l.everyMessage != nil && l.committed.Load() < l.settled.Load() {
+			l.everyMessage(l)
+		}
 		if len(l.batch) == 0 {
 			l.batch = l.queue.take(l.sealed)
 			ended = l.batch == nil
 			continue
 		}
-		if !l.finish(l.batch[0]) {
-			ended = true
-			continue
-		}
-		l.batch[0] = nil
-		l.batch = l.batch[1:]
+		ended = !l.finish(l.batch[0])
 	}
 }
 
@@ -147,16 +151,14 @@ func (l *lane) try(msg *Message) error {
 // errGoexit is the error of an attempt that neither returned nor panicked.
 var errGoexit = errors.New("handler ended its goroutine (runtime.Goexit, or FailNow of a test)")
 
-// settle moves the frontier over a message.
+// settle moves the frontier over a message, before a hook that may not return hears
+// of it: a message that is settled is not handled again.
 func (l *lane) settle(offset int64) {
-	if l.blocked.Load() != nil {
-		l.unblock()
-	}
-	l.attempt = 0
+	l.passed, l.attempt = true, 0
 	l.frontier.settle(offset)
 	l.settled.Store(l.frontier.next)
-	if l.everyMessage != nil {
-		l.everyMessage(l)
+	if l.blocked.Load() != nil {
+		l.unblock()
 	}
 }
 
@@ -176,18 +178,20 @@ func (l *lane) backoff(msg Message, err error, o outcome) bool {
 }
 
 // block makes a failed attempt visible: a warning, and an error once when the
-// message is held.
+// message is held. A message may fail for hours: the stack of a panic is logged once,
+// when the panic is another one, and when the message is held.
 func (l *lane) block(err *HandlerError, held bool, wait time.Duration) {
 	b := &blocked{err: err, since: time.Now(), held: held}
 	if old := l.blocked.Load(); old != nil {
-		b.since, b.held = old.since, held || old.held
+		b.since, b.held, b.panicked = old.since, held || old.held, old.panicked
 		held = held && !old.held
 	}
-	l.blocked.Store(b)
 	attrs := []any{"offset", err.Offset, "attempt", err.Attempts, "error", err.Err, "backoff", wait}
-	if p, ok := err.Err.(*PanicError); ok { //nolint:errorlint // only a panic of this attempt has a stack worth showing
+	if p, ok := err.Err.(*PanicError); ok && (held || p.Error() != b.panicked) { //nolint:errorlint // only a panic of this attempt has a stack worth showing
 		attrs = append(attrs, "stack", string(p.Stack))
+		b.panicked = p.Error()
 	}
+	l.blocked.Store(b)
 	if !held {
 		l.log.Warn("attempt failed", attrs...)
 		return

@@ -172,15 +172,15 @@ func (l *lane) Handle(first engine.Record, more func() (engine.Record, bool)) en
 	}
 	ended := false
 	defer func() {
-		if !ended { // the handler called runtime.Goexit
+		if !ended { // the handler or a hook called runtime.Goexit
 			if t := &l.queue.turn; t.relieve(t.state.Load()) {
 				l.direct.relieve()
 			}
-			go l.finishDirect(first)
+			go l.carryOn(first)
 		}
 	}()
 	record, some := first, true
-	for some && l.finish(record) && more != nil && !l.queue.turn.called() && l.direct.quick.Load() {
+	for some && l.finishDirect(record) && more != nil && !l.queue.turn.called() && l.direct.quick.Load() {
 		record, some = more()
 		first = record
 	}
@@ -188,15 +188,24 @@ func (l *lane) Handle(first engine.Record, more func() (engine.Record, bool)) en
 	return l.leave()
 }
 
-// finishDirect goes on for a poller whose goroutine has ended in the handler.
-func (l *lane) finishDirect(record engine.Record) {
+// finishDirect handles one message in the turn of who polls.
+func (l *lane) finishDirect(record engine.Record) bool {
+	if !l.passed && !l.finish(record) {
+		return false
+	}
+	l.passed = false
+	return true
+}
+
+// carryOn goes on for a poller whose goroutine was ended by a handler or a hook.
+func (l *lane) carryOn(record engine.Record) {
 	ended := false
 	defer func() {
 		if !ended {
-			go l.finishDirect(record)
+			go l.carryOn(record)
 		}
 	}()
-	l.finish(record)
+	l.finishDirect(record)
 	ended = true
 	l.leave()
 }

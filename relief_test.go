@@ -252,6 +252,31 @@ func TestHandlerEndsWhoPolls(t *testing.T) {
 	})
 }
 
+// So may a hook: what is settled is not handled again.
+func TestHookEndsWhoPolls(t *testing.T) {
+	ends := func(cfg *Config) {
+		withRetry(Retry{MinBackoff: 100 * time.Millisecond, MaxBackoff: 100 * time.Millisecond})(cfg)
+		cfg.Hooks.Unblocked = func(string, int32, int64) { runtime.Goexit() }
+	}
+	withRig(t, ends, func(t *testing.T, r *rig) {
+		p := poll(r)
+		next := p.quick()
+		r.on = func(_ context.Context, msg Message) error {
+			if msg.Offset == next && msg.Attempt == 1 {
+				return errHandler
+			}
+			return nil
+		}
+		p.offsets <- next
+		p.offsets <- next + 1
+		r.after(time.Second)
+		assert.Len(t, r.history.all("unblocked"), 1)
+		assert.EqualValues(t, 1, p.polling.Load())
+		assert.Equal(t, fmt.Sprintf("%d#1 %[1]d#2 %d#1", next, next+1), r.handled(orders0))
+		close(p.offsets)
+	})
+}
+
 // CommitEveryMessage waits for the broker after each message: never where it is polled.
 func TestCommitEveryMessageIsNotHandledByWhoPolls(t *testing.T) {
 	withRig(t, func(cfg *Config) { cfg.CommitInterval = CommitEveryMessage }, func(t *testing.T, r *rig) {

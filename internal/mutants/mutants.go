@@ -75,8 +75,8 @@ var mutants = []mutant{
 	{
 		name: "commit-every-message-does-not-wait",
 		file: "lane.go",
-		old:  "	if l.everyMessage != nil {\n		l.everyMessage(l)\n	}\n",
-		new:  "	if l.everyMessage != nil {\n		go l.everyMessage(l)\n	}\n",
+		old:  "			l.everyMessage(l)\n",
+		new:  "			go l.everyMessage(l)\n",
 		test: "TestCommitEveryMessage",
 	},
 	{
