@@ -70,12 +70,11 @@ func TestScramVector(t *testing.T) {
 // scramBroker is the other side, by the formulas of RFC 5802 and, like Kafka, without
 // SASLprep.
 type scramBroker struct {
-	hash                 crypto.Hash
-	user, password       string
-	iterations           int
-	clientBare, auth     string
-	salted, serverKey    []byte
-	corruptFinal, refuse bool
+	hash           crypto.Hash
+	user, password string
+	iterations     int
+	corruptFinal   bool
+	auth           string
 }
 
 func (b *scramBroker) mac(key []byte, s string) []byte {
@@ -91,10 +90,6 @@ func (b *scramBroker) first(t *testing.T, clientFirst string) string {
 	user, nonce, ok := strings.Cut(strings.TrimPrefix(bare, "n="), ",r=")
 	require.True(t, ok, clientFirst)
 	require.Equal(t, strings.NewReplacer("=", "=3D", ",", "=2C").Replace(b.user), user)
-	salted, err := pbkdf2.Key(b.hash.New, b.password, []byte("salt"), b.iterations, b.hash.Size())
-	require.NoError(t, err)
-	b.salted = salted
-	b.clientBare = bare
 	first := fmt.Sprintf("r=%sbroker,s=%s,i=%d", nonce, base64.StdEncoding.EncodeToString([]byte("salt")), b.iterations)
 	b.auth = bare + "," + first
 	return first
@@ -105,7 +100,9 @@ func (b *scramBroker) final(t *testing.T, clientFinal string) string {
 	withoutProof, proof, ok := strings.Cut(clientFinal, ",p=")
 	require.True(t, ok, clientFinal)
 	b.auth += "," + withoutProof
-	clientKey := b.mac(b.salted, "Client Key")
+	salted, err := pbkdf2.Key(b.hash.New, b.password, []byte("salt"), b.iterations, b.hash.Size())
+	require.NoError(t, err)
+	clientKey := b.mac(salted, "Client Key")
 	stored := b.hash.New()
 	stored.Write(clientKey)
 	want := b.mac(stored.Sum(nil), b.auth)
@@ -114,10 +111,10 @@ func (b *scramBroker) final(t *testing.T, clientFinal string) string {
 	}
 	got, err := base64.StdEncoding.DecodeString(proof)
 	require.NoError(t, err)
-	if b.refuse || !hmac.Equal(want, got) {
+	if !hmac.Equal(want, got) {
 		return "e=invalid-proof"
 	}
-	signature := b.mac(b.mac(b.salted, "Server Key"), b.auth)
+	signature := b.mac(b.mac(salted, "Server Key"), b.auth)
 	if b.corruptFinal {
 		signature[0] ^= 1
 	}
