@@ -53,7 +53,7 @@ func (c *clientCredentials) fetch(ctx context.Context) (token string, lifetime t
 	if err != nil {
 		return "", 0, err
 	}
-	defer response.Body.Close() //nolint:errcheck // it was read
+	defer response.Body.Close()
 	var answer struct {
 		Token       string `json:"access_token"`
 		Seconds     int    `json:"expires_in"`

@@ -386,15 +386,15 @@ func TestLoadTLSRereadsTheAuthorities(t *testing.T) {
 	loaded, err := LoadTLS(TLSFiles{CA: dir.path("ca.pem")})
 	require.NoError(t, err)
 	config := Config{TLS: loaded}.withDefaults().TLS
-	trusted := func() (old, new bool) {
+	trusted := func() (one, other bool) {
 		_, err := connect(t, config, "127.0.0.1:9093", oldBroker)
 		_, errNew := connect(t, config, "127.0.0.1:9093", newBroker)
 		return err == nil, errNew == nil
 	}
-	requireTrust := func(wantOld, wantNew bool) {
+	requireTrust := func(wantOne, wantOther bool) {
 		t.Helper()
-		old, new := trusted()
-		require.Equal(t, []bool{wantOld, wantNew}, []bool{old, new})
+		one, other := trusted()
+		require.Equal(t, []bool{wantOne, wantOther}, []bool{one, other})
 	}
 	requireTrust(true, false)
 	dir.write(t, "ca.pem", certPEM(before, after))
@@ -415,8 +415,8 @@ func TestLoadTLSRereadsTheAuthorities(t *testing.T) {
 				dir.write(t, "ca.pem", content)
 			}
 			for range 2 { // also when it has been looked at
-				old, new := trusted()
-				assert.True(t, old && new, "what was there before stays in use")
+				one, other := trusted()
+				assert.True(t, one && other, "what was there before stays in use")
 				_, err := connect(t, config, "kafka-1:9093", oldBroker)
 				require.ErrorContains(t, err, "to match kafka-1")
 				assert.ErrorContains(t, err, "ca.pem", "a handshake that fails says that the file cannot be used")
@@ -557,7 +557,7 @@ func TestLoadTLSWithoutSystemRoots(t *testing.T) {
 		fmt.Println(err)
 		return
 	}
-	child := exec.Command(os.Args[0], "-test.run=^TestLoadTLSWithoutSystemRoots$", "-test.v")
+	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestLoadTLSWithoutSystemRoots$", "-test.v")
 	child.Env = append(os.Environ(), "KGROUP_TEST_CHILD=1", "SSL_CERT_FILE=/nonexistent", "SSL_CERT_DIR=/nonexistent")
 	out, err := child.CombinedOutput()
 	require.NoError(t, err, "%s", out)
