@@ -61,7 +61,7 @@ type Token func(ctx context.Context) (token string, extensions map[string]string
 // Plain returns SASL/PLAIN (RFC 4616).
 func Plain(credentials Credentials) Mechanism {
 	ask := credentials.asker()
-	return &mechanism{"PLAIN", func(ctx context.Context) (Exchange, error) {
+	return &saslMechanism{"PLAIN", func(ctx context.Context) (Exchange, error) {
 		c, err := ask(ctx)
 		if err != nil {
 			return nil, err
@@ -73,7 +73,7 @@ func Plain(credentials Credentials) Mechanism {
 // Scram returns SASL/SCRAM (RFC 5802) with SHA-256 or SHA-512.
 func Scram(hash crypto.Hash, credentials Credentials) Mechanism {
 	ask := credentials.asker()
-	return &mechanism{"SCRAM-" + hash.String(), func(ctx context.Context) (Exchange, error) {
+	return &saslMechanism{"SCRAM-" + hash.String(), func(ctx context.Context) (Exchange, error) {
 		c, err := ask(ctx)
 		if err != nil {
 			return nil, err
@@ -92,7 +92,7 @@ func OAuthBearer(token Token) Mechanism {
 		a.token, a.extensions, err = token(ctx)
 		return a, err
 	}, func(a answer) error { return checkToken(a.token, a.extensions) })
-	return &mechanism{"OAUTHBEARER", func(ctx context.Context) (Exchange, error) {
+	return &saslMechanism{"OAUTHBEARER", func(ctx context.Context) (Exchange, error) {
 		a, err := ask(ctx)
 		if err != nil {
 			return nil, err
@@ -101,16 +101,16 @@ func OAuthBearer(token Token) Mechanism {
 	}}
 }
 
-// A mechanism hides in a func whatever is secret: printing, encoding or dumping it
+// A saslMechanism hides in a func whatever is secret: printing, encoding or dumping it
 // shows an address.
-type mechanism struct {
+type saslMechanism struct {
 	name  string
 	start func(ctx context.Context) (Exchange, error)
 }
 
-func (m *mechanism) Name() string { return m.name }
+func (m *saslMechanism) Name() string { return m.name }
 
-func (m *mechanism) Start(ctx context.Context) (Exchange, error) { return m.start(ctx) }
+func (m *saslMechanism) Start(ctx context.Context) (Exchange, error) { return m.start(ctx) }
 
 // credential is what [Credentials] returned.
 type credential struct{ user, password string }
