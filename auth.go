@@ -44,7 +44,8 @@ func Plain(user, password string) Auth {
 // when the connection is given up: after ConnectTimeout at the latest. An error, an
 // empty user or an empty password fails that attempt to connect: before the first
 // assignment it ends Run, after it the attempt is repeated with a backoff, and
-// reported. The error is logged, so it should not contain a secret.
+// reported. The error is logged, so it should not contain a secret. A panic is not
+// recovered.
 func PlainFunc(credentials func(ctx context.Context) (user, password string, err error)) Auth {
 	return askingAuth(wire.Plain(credentials), credentials == nil)
 }
@@ -168,8 +169,8 @@ func hideKeys(t *tls.Config) *tls.Config {
 	return t
 }
 
-// Format implements [fmt.Formatter]. It prints a Config as if it were not there, but
-// for private keys in TLS: fmt follows a pointer for a verb that does not fit, %s say.
+// Format implements [fmt.Formatter]: a Config is printed like any struct, but a private
+// key in TLS is not shown. (For a verb that does not fit, %s say, fmt follows pointers.)
 func (c Config) Format(f fmt.State, verb rune) {
 	type config Config // which has no methods
 	c.TLS = hideKeys(c.TLS)

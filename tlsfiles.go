@@ -47,9 +47,10 @@ type TLSFiles struct {
 // what was there before stays in use; an error to connect then says so. A client
 // certificate that has expired meanwhile is not sent: the error says when it did.
 //
-// Settings of one's own, like ServerName, may be added to the result. For anything
-// else than a consumer, an HTTP client say, it is a usual tls.Config: the client
-// certificate is read again there too, but the authorities stay what they were.
+// The result may be changed, a ServerName be added say, but for its RootCAs and its
+// ClientSessionCache. For anything else than a consumer, an HTTP client say, it is a
+// usual tls.Config: the client certificate is read again there too, but the
+// authorities stay what they were.
 func LoadTLS(files TLSFiles) (*tls.Config, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	var reloads []func(*tls.Config) error
