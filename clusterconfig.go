@@ -4,21 +4,23 @@ package kgroup
 // one's own, by engineConfig for New; and what Tune may make of it.
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	"github.com/Shopify/sarama"
 	cluster "github.com/bsm/sarama-cluster"
+
+	"github.com/kgroup-go/kgroup/internal/wire"
 )
 
 // ClusterConfig returns settings for a sarama-cluster loop of one's own that avoid
 // the engine's known ways to lose messages, to stop or to panic. It does no I/O.
 // It does not look at Brokers, Group, handlers, queues and retries: they are that
 // loop's business. Names in Topics are to be passed to cluster.NewConsumer;
-// patterns become the whitelist.
+// patterns become the whitelist. TLS, Auth and Dial, if one of them is set, become
+// Net.Proxy.Dialer, whose connections are encrypted and authenticated within
+// ConnectTimeout; what sarama has for it, in Net.TLS and Net.SASL, stays off.
 //
 // The loop must read Errors() (in Partitions mode also those of each partition)
 // and Partitions() until they are closed, also while it closes the consumer. It
@@ -33,7 +35,6 @@ import (
 //     for handlers, without heartbeats, and Close does not wait at all;
 //   - few messages are buffered, because those left over when a partition is taken
 //     away are handled a second time;
-//   - a TLS handshake with a silent server never ends, unless Dial does it;
 //   - Start also decides where a partition goes on whose committed offset is gone.
 func (c Config) ClusterConfig() (*cluster.Config, error) {
 	c = c.withDefaults()
@@ -62,9 +63,10 @@ func (c Config) ClusterConfig() (*cluster.Config, error) {
 	built.Net.SASL.Version = sarama.SASLHandshakeV1 // v0 says EOF instead of why
 	built.ChannelBufferSize = 16                    // D14
 	built.Consumer.Retry.Backoff = 2 * time.Second
-	if c.Dial != nil {
-		built.Net.Proxy.Enable = true
-		built.Net.Proxy.Dialer = dialer{c.Dial, c.ConnectTimeout}
+	// TLS and SASL are not left to sarama, for whose TLS handshake no timeout counts
+	// (D21), and which knows no password that changes.
+	if c.ownConnections() {
+		built.Net.Proxy.Enable, built.Net.Proxy.Dialer = true, c.network().Data()
 	}
 	return c.tune(built, c.loopRules)
 }
@@ -128,22 +130,19 @@ func (c Config) baseConfig() *cluster.Config {
 	return built
 }
 
-// dialer makes sarama connect with Config.Dial. With a dialer of its own sarama
-// does not apply Net.DialTimeout, so it is done here.
-type dialer struct {
-	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
-	timeout time.Duration
+// network is what makes the connections.
+func (c Config) network() *wire.Network {
+	return wire.NewNetwork(c.Dial, c.ConnectTimeout)
 }
 
-func (d dialer) Dial(network, addr string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), d.timeout)
-	defer cancel()
-	return d.dial(ctx, network, addr)
-}
+// ownConnections reports whether a loop of one's own needs our connections.
+func (c Config) ownConnections() bool { return c.TLS != nil || c.Auth != nil || c.Dial != nil }
 
-// String is what sarama logs at each connection. Without it that would be
-// everything the value consists of.
-func (dialer) String() string { return "Config.Dial" }
+// throughWire reports whether sarama takes its connections from us.
+func throughWire(built *cluster.Config) bool {
+	_, ours := built.Net.Proxy.Dialer.(wire.Dialer)
+	return built.Net.Proxy.Enable && ours
+}
 
 // A rule is what one setting must not be after Tune.
 type rule struct {
@@ -220,6 +219,12 @@ func (c Config) loopRules(got, want *cluster.Config) []rule {
 			"must be more than zero: else the engine panics after its first join (D1)"},
 		rule{"Group.Offsets.Synchronization.DwellTime", dwell+got.Consumer.MaxWaitTime >= c.SessionTimeout/3,
 			fmt.Sprintf("with Consumer.MaxWaitTime must stay below a third of the session, %v: no heartbeat is sent meanwhile, and the session would be lost", c.SessionTimeout/3)},
+		rule{"Net.TLS.Enable", got.Net.TLS.Enable && c.TLS != nil,
+			"must be off, because Config.TLS encrypts already"},
+		rule{"Net.SASL.Enable", got.Net.SASL.Enable && c.Auth != nil,
+			"must be off, because Config.Auth authenticates already"},
+		rule{"Net.Proxy", c.ownConnections() && !throughWire(got),
+			"must stay as it is, because Config.TLS, Auth and Dial are in it"},
 		rule{"Net.ReadTimeout", got.Net.ReadTimeout < c.SessionTimeout+got.Consumer.MaxWaitTime+5*time.Second,
 			"must be at least the session, Consumer.MaxWaitTime and 5s together: else JoinGroup times out while others drain, and the group never settles (D15)"},
 	)
@@ -227,10 +232,11 @@ func (c Config) loopRules(got, want *cluster.Config) []rule {
 
 // engineRules are those of New.
 func (c Config) engineRules(got, want *cluster.Config) []rule {
-	const encrypts = "must be off: kgroup could not read the group protocol on a connection that sarama secures above it; make secured connections in Config.Dial"
 	return append(c.commonRules(got, want),
-		rule{"Net.TLS.Enable", got.Net.TLS.Enable, encrypts},
-		rule{"Net.SASL.Enable", got.Net.SASL.Enable, "must be off: kgroup makes the connections and could not keep them authenticated (D20); authenticate in Config.Dial"},
+		rule{"Net.TLS.Enable", got.Net.TLS.Enable,
+			"set Config.TLS instead: kgroup could not read the group protocol on a connection that sarama encrypts above it"},
+		rule{"Net.SASL.Enable", got.Net.SASL.Enable,
+			"set Config.Auth instead: kgroup makes the connections, and keeps them authenticated (D20)"},
 		rule{"Net.Proxy", got.Net.Proxy.Enable || got.Net.Proxy.Dialer != nil,
 			"set Config.Dial instead: kgroup makes the connections, within ConnectTimeout (D21)"},
 		rule{"Net.DialTimeout", got.Net.DialTimeout != want.Net.DialTimeout,

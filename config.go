@@ -7,6 +7,7 @@ package kgroup
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,7 +29,7 @@ import (
 // of every other field is its default. Durations are Go's: a bare number counts
 // nanoseconds.
 //
-// New copies the Config: later changes to the slice or the map have no effect.
+// New copies the Config: later changes to the slice, the map or TLS have no effect.
 type Config struct {
 	// Brokers are the addresses ("host:port", IPv6 in brackets) asked first for the
 	// rest of the cluster. One that answers is enough; name several, so that one of
@@ -47,9 +48,24 @@ type Config struct {
 	// digits, '.', '_' and '-'. Empty: "kgroup".
 	ClientID string
 
-	// Dial opens the connections to the brokers, for proxies, tunnels and tests. It
-	// must give up when its context ends, which is after ConnectTimeout at the
-	// latest. Nil: a net.Dialer.
+	// TLS encrypts the connections. It says which brokers are trusted, and may have a
+	// certificate that says who we are; [LoadTLS] makes one of files. An empty
+	// ServerName is the host of each broker's address, as it must be in its
+	// certificate. Nil: connections are not encrypted.
+	//
+	// New copies it. InsecureSkipVerify without VerifyConnection or
+	// VerifyPeerCertificate is warned of when Run starts.
+	TLS *tls.Config
+
+	// Auth says who we are with SASL, at each new connection: [Plain], [Scram] or
+	// [OAuthBearer]. Nil: brokers are not told, except by a certificate in TLS. Plain
+	// and OAuthBearer without TLS are warned of when Run starts, unless there is a
+	// Dial.
+	Auth Auth
+
+	// Dial opens the connections to the brokers, for proxies, tunnels and tests. TLS
+	// and Auth are used on what it returns. It must give up when its context ends,
+	// which is after ConnectTimeout at the latest. Nil: a net.Dialer.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	// Mode says how messages come out of the engine. Zero: Multiplex.
@@ -97,8 +113,8 @@ type Config struct {
 	// for the last commit and for leaving the group.
 	ShutdownTimeout time.Duration
 
-	// ConnectTimeout is how long one attempt to connect to a broker may take, at
-	// least 1 ms. Zero: 10 s, at most half of SessionTimeout. Negative is a mistake,
+	// ConnectTimeout is how long one attempt to connect to a broker may take, TLS and
+	// Auth included, at least 1 ms. Zero: 10 s, at most half of SessionTimeout. Negative is a mistake,
 	// and so is SessionTimeout or more: no heartbeat can be sent while the connection
 	// to the group's coordinator is being made, so that a single dead address would
 	// cost the membership.
@@ -238,10 +254,11 @@ const (
 	never = 100 * 365 * 24 * time.Hour
 )
 
-// withDefaults returns a copy of c that shares no slice or map with it, and in
+// withDefaults returns a copy of c that shares no slice, map or TLS with it, and in
 // which every optional field has the value that is used. It leaves mistakes alone.
 func (c Config) withDefaults() Config {
 	c.Brokers = unique(c.Brokers)
+	c.TLS = c.TLS.Clone()
 	c.Topics = maps.Clone(c.Topics)
 	for name, t := range c.Topics {
 		c.Topics[name] = t.withDefaults()
@@ -412,9 +429,9 @@ func (m *mistakes) topicUse(topics Topics) {
 	}
 }
 
-// isNil reports whether h, which is not nil itself, holds a nil.
-func isNil(h Handler) bool {
-	switch v := reflect.ValueOf(h); v.Kind() {
+// isNil reports whether value, which is not nil itself, holds a nil.
+func isNil(value any) bool {
+	switch v := reflect.ValueOf(value); v.Kind() {
 	case reflect.Pointer, reflect.Func, reflect.Map, reflect.Slice, reflect.Chan:
 		return v.IsNil()
 	default:
@@ -430,6 +447,7 @@ func (m *mistakes) settings(c Config) {
 	if !clientID.MatchString(c.ClientID) {
 		m.add("ClientID", "%q has characters that Kafka clients may not use; letters, digits, '.', '_' and '-' are fine", c.ClientID)
 	}
+	m.security(c)
 	if c.Mode != Multiplex && c.Mode != Partitions {
 		m.add("Mode", "%v is unknown; use Multiplex or Partitions", c.Mode)
 	}

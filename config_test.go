@@ -427,7 +427,7 @@ func TestClusterConfigDials(t *testing.T) {
 	assert.Equal(t, "tcp kafka-1:9092", network+" "+addr)
 	assert.LessOrEqual(t, left, 3*time.Second)
 	assert.Greater(t, left, time.Duration(0))
-	assert.Equal(t, "Config.Dial", fmt.Sprintf("%s", built.Net.Proxy.Dialer), "what sarama logs")
+	assert.Equal(t, "kgroup", fmt.Sprintf("%s", built.Net.Proxy.Dialer), "what sarama logs")
 }
 
 func TestTuneIsCheckedAgain(t *testing.T) {
@@ -463,8 +463,8 @@ func TestTuneIsCheckedAgain(t *testing.T) {
 		{"MaxProcessingTime low", func(c *cluster.Config) { c.Consumer.MaxProcessingTime = time.Millisecond }, "Consumer.MaxProcessingTime", "from 10ms"},
 		{"MaxProcessingTime high", func(c *cluster.Config) { c.Consumer.MaxProcessingTime = time.Minute }, "Consumer.MaxProcessingTime", "a third of the session"},
 		{"MaxOpenRequests", func(c *cluster.Config) { c.Net.MaxOpenRequests = 1 }, "Net.MaxOpenRequests", "wait for fetches"},
-		{"TLS", func(c *cluster.Config) { c.Net.TLS.Enable = true }, "Net.TLS.Enable", ""},
-		{"SASL", func(c *cluster.Config) { c.Net.SASL.Enable, c.Net.SASL.User, c.Net.SASL.Password = true, "u", "p" }, "Net.SASL.Enable", ""},
+		{"TLS", func(c *cluster.Config) { c.Net.TLS.Enable = true }, "set Config.TLS instead", ""},
+		{"SASL", func(c *cluster.Config) { c.Net.SASL.Enable, c.Net.SASL.User, c.Net.SASL.Password = true, "u", "p" }, "set Config.Auth instead", ""},
 		{"Proxy", func(c *cluster.Config) { c.Net.Proxy.Enable, c.Net.Proxy.Dialer = true, &net.Dialer{} }, "set Config.Dial instead", ""},
 		{"DialTimeout", func(c *cluster.Config) { c.Net.DialTimeout = time.Minute }, "set Config.ConnectTimeout instead", ""},
 		{"ReadTimeout", func(c *cluster.Config) { c.Net.ReadTimeout = time.Second }, "Net.ReadTimeout", "(D15)"},

@@ -39,6 +39,7 @@ func New(cfg Config) (*Consumer, error) {
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
+	cfg.TLS = hideKeys(cfg.TLS)
 	built, err := cfg.engineConfig()
 	if err != nil {
 		return nil, err
@@ -83,6 +84,7 @@ func (c *Consumer) Run(ctx context.Context) error { //nolint:contextcheck // a g
 	if ctx.Err() != nil {
 		return nil
 	}
+	c.config.warnInsecure(c.log)
 	if err := group.Start(ctx, a); err != nil {
 		if ctx.Err() != nil {
 			return nil

@@ -23,7 +23,7 @@ type mutant struct {
 	name     string
 	file     string
 	old, new string
-	module   string // directory of the module whose test guards it
+	module   string // directory of the module, or package of the root, whose test guards it
 	test     string // its name, as for go test -run
 }
 
