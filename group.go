@@ -29,6 +29,7 @@ type group struct {
 	topics  *matcher
 	log     *slog.Logger
 	cluster *cluster.Config
+	metrics map[string]bool // in its registry before: the user's, who may have set one in Tune
 	session engine.Session
 
 	network     *wire.Network
@@ -49,8 +50,11 @@ type group struct {
 	routines sync.WaitGroup // everything started here but loop; of a reader, whichever goroutine reads
 	stop     context.CancelFunc
 	leaving  atomic.Bool
-	cut      atomic.Bool // the connections were cut because the shutdown took too long
-	left     string      // the member id for which leaveEarly has been sent; only watch uses it
+	quit     context.CancelFunc // called by Leave,
+	quitting context.Context    // which ends then
+	finding  atomic.Bool        // the coordinator is asked for: findAnew
+	cut      atomic.Bool        // the connections were cut because the shutdown took too long
+	left     string             // the member id for which leaveEarly has been sent; only watch uses it
 	failed   chan error
 	commits  chan struct{} // holds a value while a commit is under way
 	joined   atomic.Bool   // there was an assignment
@@ -61,6 +65,7 @@ type group struct {
 	gen       *term
 	terms     int64
 	announced bool            // RebalanceStarted was told for the rebalance under way
+	tries     int             // times the drain point was reached since a generation was opened
 	slot      context.Context // ends when the generation it opens, or would open, is over
 	endSlot   context.CancelFunc
 }
@@ -81,6 +86,7 @@ func newGroup(cfg Config, topics *matcher, built *cluster.Config, log *slog.Logg
 		topics:   topics,
 		log:      log,
 		cluster:  built,
+		metrics:  map[string]bool{},
 		network:  cfg.network(),
 		created:  make(chan struct{}),
 		seals:    make(chan chan struct{}),
@@ -88,7 +94,9 @@ func newGroup(cfg Config, topics *matcher, built *cluster.Config, log *slog.Logg
 		failed:   make(chan error, 1),
 		commits:  make(chan struct{}, 1),
 	}
+	built.MetricRegistry.Each(func(name string, _ any) { g.metrics[name] = true })
 	g.slot, g.endSlot = context.WithCancel(context.Background())
+	g.quitting, g.quit = context.WithCancel(context.Background())
 	g.member = newMembership(built.Group.Session.Timeout, g.refused, func() { g.levers.reset() })
 	data, group := built.Config, built.Config
 	data.Net.Proxy.Enable, data.Net.Proxy.Dialer = true, g.network.Data()
@@ -275,14 +283,26 @@ func (g *group) open(d *desk, change engine.Change) {
 			c.Relieve, c.Patience = func() { go g.loop(d) }, pollPatience
 		}
 	}
-	me, _ := g.member.current()
+	me, member := g.member.current()
 	g.mu.Lock()
+	if g.leaving.Load() {
+		g.mu.Unlock()
+		return // it would be drained at once; and Leave waits for nobody who opens one
+	}
 	g.terms++
-	gen := &term{number: g.terms, member: me, current: change.Current}
-	g.gen, g.announced = gen, false
+	gen := &term{number: g.terms, member: me, current: change.Current, lost: !member}
+	g.gen = gen
+	g.announced = g.announced && !member
 	ctx := g.slot
 	g.mu.Unlock()
+	if !member { // the engine's next heartbeat finds errSession, and it joins again
+		g.session.RebalanceFailed(errors.New("the session was lost while partitions were opened"))
+		return
+	}
 	g.joined.Store(true)
+	g.mu.Lock()
+	g.tries = 0
+	g.mu.Unlock()
 	lanes := g.session.Assigned(ctx, gen.number, claims, change)
 	if lanes == nil && len(claims) > 0 {
 		return // over before it began
@@ -349,6 +369,7 @@ func (g *group) rebalance() error {
 		return g.inner.RefreshCoordinator(g.name)
 	}
 	<-g.created
+	g.breathe() // not the first time: nothing waits to be sealed
 	began := g.member.rebalancing()
 	g.mu.Lock()
 	g.endSlot() // an opening under way gives up
@@ -356,8 +377,9 @@ func (g *group) rebalance() error {
 	g.seal()
 	g.mu.Lock()
 	gen := g.gen
+	lost := gen != nil && gen.lost
 	g.mu.Unlock()
-	if gen != nil && !gen.lost {
+	if gen != nil && !lost {
 		g.announce(gen.current)
 	}
 	err := g.inner.RefreshCoordinator(g.name)
@@ -392,6 +414,28 @@ func (g *group) seal() {
 		g.seals <- ack
 		<-ack
 	case <-g.loopDone:
+	}
+}
+
+// freeTries are how often the engine may come again at once: a member that was thrown
+// out needs two, and a group whose members come one by one a few more.
+const freeTries = 5
+
+// breathe slows the engine down when it comes again and again, every 100 ms on its own:
+// a cluster in trouble is not helped by all members of all groups asking it so often.
+func (g *group) breathe() {
+	g.mu.Lock()
+	g.tries++
+	extra := g.tries - freeTries
+	g.mu.Unlock()
+	if extra <= 0 {
+		return
+	}
+	timer := time.NewTimer(min(time.Second, 100*time.Millisecond<<min(extra, 10)))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-g.quitting.Done():
 	}
 }
 
@@ -464,7 +508,11 @@ func (g *group) HighWatermarks() map[engine.Partition]int64 {
 
 // Leave implements [engine.Engine].
 func (g *group) Leave(ctx context.Context) error {
+	g.mu.Lock()
 	g.leaving.Store(true)
+	g.endSlot() // an opening under way gives up
+	g.mu.Unlock()
+	g.quit()
 	g.member.wakeUp()
 	closed := make(chan error, 1)
 	go func() { closed <- g.consumer.Close() }()
@@ -497,6 +545,12 @@ func (g *group) end() {
 	}
 	g.brokerMu.Unlock()
 	g.endSlot()
+	g.quit()
 	g.routines.Wait()
-	g.cluster.MetricRegistry.UnregisterAll() // sarama leaves its meters behind
+	registry := g.cluster.MetricRegistry // sarama leaves its meters behind
+	registry.Each(func(name string, _ any) {
+		if !g.metrics[name] {
+			registry.Unregister(name)
+		}
+	})
 }

@@ -822,6 +822,28 @@ func TestDrainPointWithoutACoordinator(t *testing.T) {
 	})
 }
 
+// Symptom: a coordinator that was away for a while made handlers at work be given up the
+// moment it was back, and their messages repeat. Cause: the time without a coordinator
+// counted as time that the group had waited.
+func TestDrainHasItsTimeAfterACoordinatorWasAway(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		g, s, stub := atDrainPoint(t)
+		back := time.Now().Add(18 * time.Second)
+		stub.refreshCoordinator = func() error {
+			if time.Now().Before(back) {
+				return errTransient
+			}
+			return nil
+		}
+		var giveUpIn time.Duration
+		s.revoke = func(_, until time.Time) { giveUpIn = time.Until(until) }
+		for g.levers.RefreshCoordinator("billing") != nil {
+			time.Sleep(100 * time.Millisecond)
+		}
+		assert.Equal(t, 17750*time.Millisecond, giveUpIn)
+	})
+}
+
 // The engine asks for the coordinator once before its main loop runs.
 func TestDrainPointBeforeTheStart(t *testing.T) {
 	g, s := newTestGroup(t, nil)
@@ -1094,6 +1116,29 @@ func TestJoinIsRefusedForGood(t *testing.T) {
 	})
 }
 
+// A group that refuses this member was asked ten times a second, for ever.
+func TestJoinIsTriedAgainWithBackoff(t *testing.T) {
+	onEngine(t, Multiplex, nil, func(t *testing.T, g *group, s *fakeSession, kafka *fakeKafka) {
+		opensGeneration(t, s, 1)
+		kafka.on(kmsg.JoinGroup, func(*call) kmsg.Response {
+			answer := kmsg.NewPtrJoinGroupResponse()
+			answer.ErrorCode = int16(sarama.ErrGroupAuthorizationFailed)
+			return answer
+		})
+		kafka.rebalance()
+		time.Sleep(10 * time.Second)
+		kafka.forget()
+		time.Sleep(time.Minute)
+		for _, key := range []kmsg.Key{kmsg.JoinGroup, kmsg.FindCoordinator, kmsg.Metadata} {
+			assert.LessOrEqual(t, kafka.count(key), 70, key.Name())
+		}
+		kafka.on(kmsg.JoinGroup, nil)
+		began := time.Now()
+		opensGeneration(t, s, 2)
+		assert.LessOrEqual(t, time.Since(began), 2*time.Second)
+	})
+}
+
 // If one partition cannot be opened the engine gives all of them up without calling
 // anything, while others deliver already.
 func TestAssignmentThatCouldNotBeOpened(t *testing.T) {
@@ -1197,6 +1242,88 @@ func TestCoordinatorIsAwayForAWhile(t *testing.T) {
 	})
 }
 
+// Symptom: a handler of a few seconds was cancelled, and its message repeated, when the
+// coordinator's broker went down while it was drained. Cause: nobody but the engine asked
+// for the coordinator anew, and the engine was waiting for the drain.
+func TestDrainFindsACoordinatorThatHasMoved(t *testing.T) {
+	inEachMode(t, func(t *testing.T, mode Mode) {
+		onEngine(t, mode, nil, func(t *testing.T, g *group, s *fakeSession, kafka *fakeKafka) {
+			opensGeneration(t, s, 1)
+			s.revoke = func(time.Time, time.Time) { // a handler at work for 30 s of a longer budget
+				kafka.fail("one:9092", errors.New("connection refused"))
+				kafka.on(kmsg.FindCoordinator, func(*call) kmsg.Response {
+					answer := kmsg.NewPtrFindCoordinatorResponse()
+					answer.NodeID, answer.Host, answer.Port = 2, "two", 9092
+					return answer
+				})
+				kafka.on(kmsg.Heartbeat, func(c *call) kmsg.Response {
+					if c.addr == "one:9092" {
+						c.hangUp()
+						return nil
+					}
+					return kafka.usual(c)
+				})
+				time.Sleep(30 * time.Second)
+				s.revoke = nil
+			}
+			kafka.rebalance()
+			opensGeneration(t, s, 2)
+			assert.Empty(t, s.history.all("lost"))
+			kafka.fail("one:9092", nil)
+		})
+	})
+}
+
+// The group throws the member out while it still asks for offsets: what it knows by
+// then must keep it from handling anything.
+func TestMembershipLostWhilePartitionsAreOpened(t *testing.T) {
+	inEachMode(t, func(t *testing.T, mode Mode) {
+		change := func(kafka *fakeKafka, _ *Config, _ *fakeSession) {
+			first := true
+			kafka.on(kmsg.ListOffsets, func(c *call) kmsg.Response {
+				if first {
+					first = false
+					kafka.mu.Lock()
+					kafka.member = "" // thrown out
+					kafka.mu.Unlock()
+					time.Sleep(3 * time.Second)
+				}
+				return kafka.usual(c)
+			})
+		}
+		onEngine(t, mode, change, func(t *testing.T, g *group, s *fakeSession, kafka *fakeKafka) {
+			opensGeneration(t, s, 1)
+			assert.Len(t, s.history.all("assigned"), 1, "%v", s.history.all())
+			assert.Len(t, s.history.all("failed: the session was lost"), 1)
+			assert.Len(t, s.history.all("started"), 1, "told once")
+			kafka.produce(orders0, "a")
+			eventually(t, "the message", func() bool { return len(s.lane(orders0).offsets()) == 1 })
+		})
+	})
+}
+
+// Somebody who sets a registry in Tune, to export sarama's metrics with his own, lost all
+// of them when the consumer ended.
+func TestMetricsOfTheUserAreLeftAlone(t *testing.T) {
+	registry := sarama.NewConfig().MetricRegistry
+	shared := func(_ *fakeKafka, cfg *Config, _ *fakeSession) {
+		cfg.Tune = func(built *cluster.Config) { built.MetricRegistry = registry }
+	}
+	var theirs any
+	onEngine(t, Multiplex, shared, func(t *testing.T, g *group, s *fakeSession, _ *fakeKafka) {
+		opensGeneration(t, s, 1)
+		theirs = registry.Get("request-rate")
+	})
+	assert.Nil(t, registry.Get("request-rate"))
+	require.NoError(t, registry.Register("orders", theirs))
+	onEngine(t, Multiplex, shared, func(t *testing.T, g *group, s *fakeSession, _ *fakeKafka) {
+		opensGeneration(t, s, 1)
+		require.NotNil(t, registry.Get("request-rate"))
+	})
+	assert.Nil(t, registry.Get("request-rate"))
+	assert.NotNil(t, registry.Get("orders"))
+}
+
 func TestTopicHasGrownOnTheEngine(t *testing.T) {
 	inEachMode(t, func(t *testing.T, mode Mode) {
 		onEngine(t, mode, nil, func(t *testing.T, g *group, s *fakeSession, kafka *fakeKafka) {
@@ -1243,6 +1370,60 @@ func TestLeaveWhileJoinGroupWaits(t *testing.T) {
 		assert.LessOrEqual(t, time.Since(began), time.Second)
 		assert.Empty(t, kafka.member)
 		assert.Empty(t, s.history.all("error"))
+	})
+}
+
+// An opening may wait, for a commit or a hook. Nobody but the next rebalance ended it, and
+// when the member leaves there is none.
+func TestLeaveEndsAnOpening(t *testing.T) {
+	inEachMode(t, func(t *testing.T, mode Mode) {
+		opening := make(chan struct{})
+		waits := func(_ *fakeKafka, _ *Config, s *fakeSession) {
+			opening = make(chan struct{})
+			s.opening = func(ctx context.Context, _ []engine.Claim) bool {
+				close(opening)
+				select {
+				case <-ctx.Done():
+				case <-time.After(time.Hour):
+				}
+				return false
+			}
+		}
+		onEngine(t, mode, waits, func(t *testing.T, g *group, s *fakeSession, kafka *fakeKafka) {
+			<-opening
+		})
+	})
+}
+
+// The same, as a service sees it: the coordinator goes away just when the group begins
+// under Newest, and Run took a session to return.
+func TestShutdownTimeoutWhileAGenerationIsOpened(t *testing.T) {
+	inEachMode(t, func(t *testing.T, mode Mode) {
+		inBubble(t, func(t *testing.T) {
+			kafka := newKafka("one:9092", "two:9092")
+			kafka.partition(orders0, 0, "a")
+			kafka.on(kmsg.OffsetCommit, func(c *call) kmsg.Response {
+				kafka.fail("one:9092", errors.New("connection refused"))
+				kafka.fail("two:9092", errors.New("connection refused"))
+				c.hangUp()
+				return nil
+			})
+			consumer, err := New(Config{
+				Brokers: kafka.addrs, Dial: kafka.dial, Group: "billing", Mode: mode, Start: Newest,
+				ShutdownTimeout: 2 * time.Second,
+				Logger:          slog.New(slog.DiscardHandler),
+				Topics:          Topics{"orders": {Handler: HandlerFunc(nop)}},
+			})
+			require.NoError(t, err)
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- consumer.Run(ctx) }()
+			eventually(t, "a commit", func() bool { return kafka.count(kmsg.OffsetCommit) > 0 })
+			cancel()
+			began := time.Now()
+			require.NoError(t, <-ended)
+			assert.LessOrEqual(t, time.Since(began), 2*time.Second)
+		})
 	})
 }
 
