@@ -38,6 +38,8 @@ type group struct {
 	levers      *levers
 	member      *membership
 	consumer    *cluster.Consumer
+	spoken      spoken
+	asked       map[string]apis // brokers by address; of preflight, then of mindBrokers
 
 	brokerMu sync.Mutex
 	broker   *sarama.Broker // the group connection
@@ -49,8 +51,10 @@ type group struct {
 	routines sync.WaitGroup // everything started here but loop
 	stop     context.CancelFunc
 	leaving  atomic.Bool
-	cut      atomic.Bool // the connections were cut because the shutdown took too long
-	left     string      // the member id for which leaveEarly has been sent; only watch uses it
+	cut      atomic.Bool   // the connections were cut because the shutdown took too long
+	left     string        // the member id for which leaveEarly has been sent; only watch uses it
+	taken    chan struct{} // closed by takeBack: the group has let this member go
+	takeBack func()
 	failed   chan error
 	commits  chan struct{} // holds a value while a commit is under way
 	joined   atomic.Bool   // there was an assignment
@@ -87,17 +91,13 @@ func newGroup(cfg Config, topics *matcher, built *cluster.Config, log *slog.Logg
 		loopDone: make(chan struct{}),
 		failed:   make(chan error, 1),
 		commits:  make(chan struct{}, 1),
+		asked:    map[string]apis{},
+		taken:    make(chan struct{}),
 	}
+	g.takeBack = sync.OnceFunc(func() { close(g.taken) })
 	g.slot, g.endSlot = context.WithCancel(context.Background())
 	g.member = newMembership(built.Group.Session.Timeout, g.refused, func() { g.levers.reset() })
-	data, group := built.Config, built.Config
-	data.Net.Proxy.Enable, data.Net.Proxy.Dialer = true, g.network.Data()
-	group.Net.Proxy.Enable, group.Net.Proxy.Dialer = true, g.network.Group(g.member, wire.Limits{
-		Join:  built.Group.Session.Timeout + 10*time.Second, // JoinGroup v0 waits for the others as long as a session
-		Other: min(10*time.Second, built.Group.Session.Timeout/3),
-	})
-	g.dataConfig, g.groupConfig = &data, &group
-	g.cluster.Net.Proxy = data.Net.Proxy
+	g.speak(spoken{version: built.Version}) // until preflight knows better
 	return g
 }
 
@@ -139,6 +139,7 @@ func (g *group) join(ctx context.Context, uncut func() bool) error { //nolint:co
 	watch, stop := context.WithCancel(context.Background())
 	g.stop = stop
 	g.routines.Go(func() { g.watch(watch) })
+	g.routines.Go(func() { g.mindBrokers(watch) })
 	g.routines.Go(g.pumpErrors)
 	go g.loop()
 	close(g.created)
@@ -355,7 +356,7 @@ func (g *group) rebalance() error {
 		return err
 	}
 	if gen != nil {
-		budget := g.config.tunedDrain(g.cluster)
+		budget := g.drainTimeout()
 		g.session.Revoke(gen.number, began.Add(budget*4/5), began.Add(budget))
 		g.mu.Lock()
 		g.gen = nil

@@ -90,7 +90,7 @@ func (r *request) tellSent(o Observer, p, body []byte, limits Limits) []byte {
 	}
 	r.observed = true
 	if upgrades {
-		p = r.upgrade(p[:len(p)-len(body)], req.(*kmsg.JoinGroupRequest), o.MemberID, limits) //nolint:errcheck // it is one, by its key
+		p = r.upgrade(p[:len(p)-len(body)], req.(*kmsg.JoinGroupRequest), o.MemberID, limits)
 	}
 	switch req := req.(type) {
 	case *kmsg.JoinGroupRequest:

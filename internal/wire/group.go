@@ -276,7 +276,7 @@ func (c *groupConn) joinAgain(r *request, answer *kmsg.JoinGroupResponse) bool {
 	}
 	c.observer.JoinSent(id)
 	if c.limits.Other > 0 { // sarama sets a deadline only for what it writes itself
-		_ = c.Conn.SetWriteDeadline(time.Now().Add(c.limits.Other)) // fails when closed, as Write will
+		_ = c.SetWriteDeadline(time.Now().Add(c.limits.Other)) // fails when closed, as Write will
 	}
 	_, err := c.send(again, again.join.frame())
 	c.held = nil
