@@ -4,10 +4,9 @@
 SHELL       := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-# Kafka brokers for test-kafka and test-kafka-all, version:scenarios. 1.1.1 and
-# 4.0.0 come in when kgroup speaks their protocol levels (docs/ENGINE.md, D26).
+# Kafka brokers for test-kafka and test-kafka-all, version:scenarios.
 KAFKA     = 4.4.0:all 3.9.1:main
-KAFKA_ALL = 4.4.0:all 4.1.0:all 4.0.1:all 3.9.1:all 2.8.2:all
+KAFKA_ALL = 4.4.0:all 4.0.1:main 4.0.0:all 3.9.1:main 2.8.2:main 1.1.1:main
 
 # How long fuzz spends on each target.
 FUZZTIME ?= 5m

@@ -64,7 +64,7 @@ func newAssignment(ctx context.Context, cfg Config, topics *matcher, e engine.En
 		log:      log,
 		values:   context.WithoutCancel(ctx),
 		every:    cfg.CommitInterval == CommitEveryMessage,
-		patience: cfg.SessionTimeout,
+		patience: max(cfg.SessionTimeout, cfg.RebalanceTimeout) + joinMargin, // as long as JoinGroup may wait for others
 		ready:    ready,
 		relief:   newRelief(),
 		changed:  make(chan struct{}),

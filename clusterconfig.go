@@ -35,6 +35,9 @@ import (
 //     for handlers, without heartbeats, and Close does not wait at all;
 //   - few messages are buffered, because those left over when a partition is taken
 //     away are handled a second time;
+//   - a rebalance waits no longer than the session for a member, and Kafka 4.0.0 is
+//     not spoken to (D15, D26): JoinGroup goes out as the engine writes it;
+//   - Version is 2.1.0; for older brokers set another one with Tune;
 //   - Start also decides where a partition goes on whose committed offset is gone.
 func (c Config) ClusterConfig() (*cluster.Config, error) {
 	c = c.withDefaults()
@@ -104,7 +107,7 @@ func (c Config) engineConfig() (*cluster.Config, error) {
 func (c Config) baseConfig() *cluster.Config {
 	built := cluster.NewConfig()
 	built.ClientID = c.ClientID
-	built.Version = sarama.V2_1_0_0
+	built.Version = sarama.V2_1_0_0 // the upper bound of what Run finds
 	if c.Mode == Partitions {
 		built.Group.Mode = cluster.ConsumerModePartitions
 	}
@@ -181,7 +184,7 @@ func (c Config) commonRules(got, want *cluster.Config) []rule {
 		{"MetricRegistry", got.MetricRegistry == nil,
 			"must not be nil: the first fetch would panic"},
 		{"Version", !got.Version.IsAtLeast(sarama.V0_11_0_0),
-			"must be at least 0.11: older fetches carry no headers, and Kafka 4 refuses them"},
+			"must be at least 0.11: older fetches carry no headers, and Kafka 4 refuses them; New needs no version"},
 		{"Version", got.Version.IsAtLeast(sarama.V2_2_0_0),
 			"must be below 2.2: from there on SCRAM always fails (D19), re-authentication breaks connections (D20), and a stale replica may be read for ever; newer brokers serve 2.1"},
 		{"Net.MaxOpenRequests", got.Net.MaxOpenRequests < 5,
@@ -249,7 +252,7 @@ func (c Config) engineRules(got, want *cluster.Config) []rule {
 			"must be true: a generation is opened when the engine says that it has joined (D5)"},
 		rule{"Group.Topics", got.Group.Topics != want.Group.Topics,
 			"set Config.Topics instead: messages of other topics would have no handler"},
-		rule{"Group.Heartbeat.Interval and Consumer.MaxWaitTime", c.tunedDrain(got) < minDrain,
+		rule{"Group.Heartbeat.Interval and Consumer.MaxWaitTime", c.tunedDrain(got, false) < minDrain,
 			"leave no time to drain in a rebalance; lower them, or raise Config.SessionTimeout and Config.RebalanceTimeout"},
 		rule{"Group.Offsets.Synchronization.DwellTime", got.Group.Offsets.Synchronization.DwellTime > 100*time.Millisecond,
 			"must be at most 100ms: handlers are waited for by the drain, and this only makes the group stand still"},

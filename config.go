@@ -37,8 +37,10 @@ type Config struct {
 	// count once.
 	Brokers []string
 
-	// Group is the name of the consumer group. All members should use kgroup or
-	// sarama-cluster, and the same Topics.
+	// Group is the name of the consumer group. All members should have the same Topics.
+	// Some may use another client, while a service is moved: one that offers the
+	// assignor "range" or "roundrobin", as sarama-cluster and, unless told otherwise,
+	// Java's consumer do.
 	Group string
 
 	// Topics says which topics are consumed, and by which handlers.
@@ -86,10 +88,10 @@ type Config struct {
 
 	// SessionTimeout is how long the group waits for a silent member before it gives
 	// its partitions to others, in whole milliseconds. Zero: 20 s. Negative is a
-	// mistake.
+	// mistake. Handlers may take longer: heartbeats do not wait for them.
 	//
-	// At least 1.8 s, because a sixth of it is the heartbeat interval (1 s at most)
-	// and a rebalance must leave time to drain; see RebalanceTimeout. Brokers take
+	// At least 1.8 s: a sixth of it is the heartbeat interval (1 s at most), and
+	// stopping the fetches and joining again must fit into what is left. Brokers take
 	// 6 s to 30 min unless told otherwise (group.min.session.timeout.ms,
 	// group.max.session.timeout.ms).
 	SessionTimeout time.Duration
@@ -98,11 +100,17 @@ type Config struct {
 	// while the whole group waits for it, in whole milliseconds. Zero: 60 s. Negative
 	// is a mistake.
 	//
-	// Of it, one heartbeat interval, one fetch wait (250 ms) and 1 s are kept back
-	// for stopping the fetches and joining again; at least 250 ms must be left. The
-	// engine's JoinGroup is of version 0, which knows no rebalance timeout: brokers
-	// take the session timeout for it. So SessionTimeout bounds the drain as well,
-	// and the lower of the two counts.
+	// Of it, one heartbeat interval, one fetch wait (250 ms) and 1 s are kept back for
+	// stopping the fetches and joining again; at least 250 ms must be left. So with the
+	// default, one slow handler may keep all other members from working for up to 58 s
+	// whenever a member joins or leaves; its context is cancelled after 80 % of that.
+	// The session goes on meanwhile, however short it is; if no heartbeat is answered
+	// for a whole SessionTimeout, the partitions are lost and the drain ends at once.
+	//
+	// The group waits as long as the member with the highest timeout asks for. (The
+	// engine's own JoinGroup asks for none, and brokers take the session timeout;
+	// kgroup sends a newer version. Should a broker serve only that one, the lower of
+	// SessionTimeout and RebalanceTimeout counts.)
 	RebalanceTimeout time.Duration
 
 	// ShutdownTimeout is how long Run may take to return after its context was
@@ -131,6 +139,9 @@ type Config struct {
 	// after it: New and ClusterConfig return a ConfigError with Field "Tune" for each
 	// setting that would break one. A panic in it is not recovered. Nil: nothing is
 	// changed.
+	//
+	// Version need not be set. Run finds the highest that all brokers of the cluster
+	// understand, 2.1.0 at most, and a lower one that is set here is an upper bound.
 	Tune func(*cluster.Config)
 }
 
@@ -240,9 +251,13 @@ const (
 	// drainMargin is for what follows the drain: the last commit, stopping the
 	// fetches, and sending JoinGroup.
 	drainMargin = time.Second
+	// joinMargin is how much longer than RebalanceTimeout an answer to JoinGroup or
+	// SyncGroup is waited for.
+	joinMargin = 10 * time.Second
 	// minDrain is the least time for handlers that is worth calling a drain.
 	minDrain = 250 * time.Millisecond
-	// minSession is where heartbeat (a sixth), fetchWait and drainMargin leave minDrain.
+	// minSession is where heartbeat (a sixth), fetchWait and drainMargin leave minDrain,
+	// also if the session is all that the group waits for.
 	minSession = (fetchWait + drainMargin + minDrain) * 6 / 5
 
 	minShutdown        = time.Second
@@ -309,10 +324,14 @@ func (c Config) heartbeatInterval() time.Duration {
 
 // tunedDrain is the time from the first sign of a rebalance until the last handler
 // must have returned. It is asked of what was built, because Tune may change the
-// heartbeats and fetches. The session bounds it as well: JoinGroup v0 makes brokers
-// take the session timeout for the rebalance timeout (D15).
-func (c Config) tunedDrain(built *cluster.Config) time.Duration {
-	return min(c.RebalanceTimeout, c.SessionTimeout) - built.Group.Heartbeat.Interval - built.Consumer.MaxWaitTime - drainMargin
+// heartbeats and fetches. The group waits for a member as long as its JoinGroup says;
+// where it carries no timeout (version 0, D15), brokers take the session's.
+func (c Config) tunedDrain(built *cluster.Config, carried bool) time.Duration {
+	waits := c.RebalanceTimeout
+	if !carried {
+		waits = min(waits, c.SessionTimeout)
+	}
+	return waits - built.Group.Heartbeat.Interval - built.Consumer.MaxWaitTime - drainMargin
 }
 
 // shutdownGrace is the part of ShutdownTimeout that handlers at work may use.

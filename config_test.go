@@ -218,15 +218,19 @@ func TestValidateAccepts(t *testing.T) {
 				require.NoError(t, built.Validate())
 			}
 			assert.GreaterOrEqual(t, drain(t, c), minDrain)
+			assert.GreaterOrEqual(t, drainOf(t, c, false), minDrain)
 		})
 	}
 }
 
-func drain(t *testing.T, c Config) time.Duration {
+func drain(t *testing.T, c Config) time.Duration { t.Helper(); return drainOf(t, c, true) }
+
+// drainOf is the drain of members whose JoinGroup carries RebalanceTimeout, or not.
+func drainOf(t *testing.T, c Config, carried bool) time.Duration {
 	t.Helper()
 	built, err := c.engineConfig()
 	require.NoError(t, err)
-	return c.withDefaults().tunedDrain(built)
+	return c.withDefaults().tunedDrain(built, carried)
 }
 
 func TestDefaults(t *testing.T) {
@@ -241,7 +245,8 @@ func TestDefaults(t *testing.T) {
 	assert.Equal(t, 256, c.Topics["orders"].Queue)
 	assert.Equal(t, Retry{100 * time.Millisecond, 30 * time.Second}, c.Topics["orders"].Retry)
 	assert.Equal(t, time.Second, c.heartbeatInterval())
-	assert.Equal(t, 17750*time.Millisecond, drain(t, c))
+	assert.Equal(t, 57750*time.Millisecond, drain(t, c))
+	assert.Equal(t, 17750*time.Millisecond, drainOf(t, c, false))
 	assert.Equal(t, 20*time.Second, c.shutdownGrace())
 
 	// Funcs cannot be compared, text can.
@@ -253,11 +258,13 @@ func TestDefaultsFollowWhatIsSet(t *testing.T) {
 	c := Config{SessionTimeout: 3 * time.Second}.withDefaults()
 	assert.Equal(t, 1500*time.Millisecond, c.ConnectTimeout)
 	assert.Equal(t, 500*time.Millisecond, c.heartbeatInterval())
-	assert.Equal(t, 1250*time.Millisecond, drain(t, c))
+	assert.Equal(t, 58250*time.Millisecond, drain(t, c), "however short the session is")
+	assert.Equal(t, 1250*time.Millisecond, drainOf(t, c, false), "brokers take the session for the rebalance timeout")
 
-	// The lower of the two bounds the drain, and that was the session so far.
+	// Otherwise the lower of the two bounds the drain, and that was the session so far.
 	c = Config{SessionTimeout: 20 * time.Second, RebalanceTimeout: 5 * time.Second}.withDefaults()
 	assert.Equal(t, 2750*time.Millisecond, drain(t, c))
+	assert.Equal(t, 2750*time.Millisecond, drainOf(t, c, false))
 
 	assert.Equal(t, Retry{time.Minute, time.Minute}, Topic{Retry: Retry{MinBackoff: time.Minute}}.withDefaults().Retry)
 	assert.Equal(t, Retry{time.Millisecond, time.Millisecond}, Topic{Retry: Retry{MaxBackoff: time.Millisecond}}.withDefaults().Retry)
@@ -519,7 +526,7 @@ func TestTuneMay(t *testing.T) {
 	engine, err := c.engineConfig()
 	require.NoError(t, err)
 	assert.Equal(t, "tuned", engine.ClientID)
-	assert.Equal(t, 16500*time.Millisecond, c.withDefaults().tunedDrain(engine))
+	assert.Equal(t, 56500*time.Millisecond, c.withDefaults().tunedDrain(engine, true))
 }
 
 func TestTuneReportsAllAtOnce(t *testing.T) {

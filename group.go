@@ -39,6 +39,8 @@ type group struct {
 	levers      *levers
 	member      *membership
 	consumer    *cluster.Consumer
+	spoken      spoken
+	asked       map[string]apis // brokers by address; of preflight, then of mindBrokers
 
 	brokerMu sync.Mutex
 	broker   *sarama.Broker // the group connection
@@ -55,6 +57,8 @@ type group struct {
 	finding  atomic.Bool        // the coordinator is asked for: findAnew
 	cut      atomic.Bool        // the connections were cut because the shutdown took too long
 	left     string             // the member id for which leaveEarly has been sent; only watch uses it
+	taken    chan struct{}      // closed by takeBack: the group has let this member go
+	takeBack func()
 	failed   chan error
 	commits  chan struct{} // holds a value while a commit is under way
 	joined   atomic.Bool   // there was an assignment
@@ -93,19 +97,15 @@ func newGroup(cfg Config, topics *matcher, built *cluster.Config, log *slog.Logg
 		loopDone: make(chan struct{}),
 		failed:   make(chan error, 1),
 		commits:  make(chan struct{}, 1),
+		asked:    map[string]apis{},
+		taken:    make(chan struct{}),
 	}
 	built.MetricRegistry.Each(func(name string, _ any) { g.metrics[name] = true })
+	g.takeBack = sync.OnceFunc(func() { close(g.taken) })
 	g.slot, g.endSlot = context.WithCancel(context.Background())
 	g.quitting, g.quit = context.WithCancel(context.Background())
 	g.member = newMembership(built.Group.Session.Timeout, g.refused, func() { g.levers.reset() })
-	data, group := built.Config, built.Config
-	data.Net.Proxy.Enable, data.Net.Proxy.Dialer = true, g.network.Data()
-	group.Net.Proxy.Enable, group.Net.Proxy.Dialer = true, g.network.Group(g.member, wire.Limits{
-		Join:  built.Group.Session.Timeout + 10*time.Second, // JoinGroup v0 waits for the others as long as a session
-		Other: min(10*time.Second, built.Group.Session.Timeout/3),
-	})
-	g.dataConfig, g.groupConfig = &data, &group
-	g.cluster.Net.Proxy = data.Net.Proxy
+	g.speak(spoken{version: built.Version}) // until preflight knows better
 	return g
 }
 
@@ -147,6 +147,7 @@ func (g *group) join(ctx context.Context, uncut func() bool) error { //nolint:co
 	watch, stop := context.WithCancel(context.Background())
 	g.stop = stop
 	g.routines.Go(func() { g.watch(watch) })
+	g.routines.Go(func() { g.mindBrokers(watch) })
 	g.routines.Go(g.pumpErrors)
 	go g.loop(&desk{routes: newRoutes(), consumers: map[engine.Partition]cluster.PartitionConsumer{}})
 	close(g.created)
@@ -387,7 +388,7 @@ func (g *group) rebalance() error {
 		return err
 	}
 	if gen != nil {
-		budget := g.config.tunedDrain(g.cluster)
+		budget := g.drainTimeout()
 		g.session.Revoke(gen.number, began.Add(budget*4/5), began.Add(budget))
 		g.mu.Lock()
 		g.gen = nil

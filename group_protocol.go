@@ -281,7 +281,8 @@ func (g *group) coordinator() (*sarama.Broker, error) {
 // leaveEarly takes back a JoinGroup or SyncGroup that waits for other members: a
 // LeaveGroup on another connection makes the broker answer it. Otherwise the engine
 // would wait with it, and a member that never answers would stay in the group for a
-// whole session, holding partitions that nobody reads.
+// whole session, holding partitions that nobody reads. (Some older brokers, 1.1 for
+// one, let the member go and answer nothing: then vouch ends the wait.)
 func (g *group) leaveEarly() {
 	id, waiting := g.member.waiting()
 	if !waiting || g.left == id {
@@ -299,5 +300,7 @@ func (g *group) leaveEarly() {
 	defer func() { _ = broker.Close() }()
 	if _, err := broker.LeaveGroup(&sarama.LeaveGroupRequest{GroupId: g.name, MemberId: id}); err != nil {
 		g.left = ""
+		return
 	}
+	g.takeBack()
 }

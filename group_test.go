@@ -77,7 +77,8 @@ type fakeKafka struct {
 	committed map[engine.Partition]engine.Offset
 
 	member     string
-	members    int // ids given out
+	given      string // id of a member that has not joined with it yet
+	members    int    // ids given out
 	generation int32
 	unrest     bool // heartbeats are answered "rebalance in progress" until the member joins again
 }
@@ -272,7 +273,7 @@ func (k *fakeKafka) usual(c *call) kmsg.Response {
 	defer k.mu.Unlock()
 	switch r := c.request.(type) {
 	case *kmsg.ApiVersionsRequest:
-		return speaks(map[kmsg.Key]versions{kmsg.Fetch: {0, 17}, kmsg.JoinGroup: {0, 9}})()
+		return speaks(nil)()
 	case *kmsg.MetadataRequest:
 		return k.metadata(r)
 	case *kmsg.FindCoordinatorRequest:
@@ -305,15 +306,42 @@ func (k *fakeKafka) usual(c *call) kmsg.Response {
 	panic(fmt.Sprintf("%T", c.request))
 }
 
-// speaks makes an answer to ApiVersions.
-func speaks(apis map[kmsg.Key]versions) func() kmsg.Response {
+// speaks makes the answer to ApiVersions of a Kafka 3.9 that differs in some apis.
+// Those that are notServed it does not have.
+func speaks(differs map[kmsg.Key]versions) func() kmsg.Response {
+	apis := map[kmsg.Key]versions{
+		kmsg.Fetch: {0, 17}, kmsg.ListOffsets: {0, 9}, kmsg.Metadata: {0, 12}, kmsg.OffsetCommit: {0, 9}, kmsg.OffsetFetch: {0, 9},
+		kmsg.FindCoordinator: {0, 6}, kmsg.JoinGroup: {0, 9}, kmsg.Heartbeat: {0, 4}, kmsg.LeaveGroup: {0, 5}, kmsg.SyncGroup: {0, 5},
+	}
+	maps.Copy(apis, differs)
 	return func() kmsg.Response {
 		answer := kmsg.NewPtrApiVersionsResponse()
 		for key, v := range apis {
-			answer.ApiKeys = append(answer.ApiKeys, kmsg.ApiVersionsResponseApiKey{ApiKey: int16(key), MinVersion: v.oldest, MaxVersion: v.newest})
+			if v != notServed {
+				answer.ApiKeys = append(answer.ApiKeys, kmsg.ApiVersionsResponseApiKey{ApiKey: int16(key), MinVersion: v.oldest, MaxVersion: v.newest})
+			}
 		}
 		return answer
 	}
+}
+
+var notServed = versions{-1, -1}
+
+// speaks makes one broker differ from the others.
+func (k *fakeKafka) speaks(addr string, differs map[kmsg.Key]versions) {
+	k.mu.Lock()
+	others := k.scripts[kmsg.ApiVersions]
+	k.mu.Unlock()
+	k.on(kmsg.ApiVersions, func(c *call) kmsg.Response {
+		switch {
+		case c.addr == addr:
+			return speaks(differs)()
+		case others != nil:
+			return others(c)
+		default:
+			return k.usual(c)
+		}
+	})
 }
 
 func host(addr string) string { return strings.TrimSuffix(addr, ":9092") }
@@ -360,9 +388,16 @@ func (k *fakeKafka) join(r *kmsg.JoinGroupRequest) *kmsg.JoinGroupResponse {
 	protocol := "range"
 	answer.Protocol = &protocol
 	switch {
+	case r.MemberID == "" && r.Version >= 4:
+		k.members++
+		k.given = fmt.Sprintf("m-%d", k.members)
+		answer.ErrorCode, answer.MemberID, answer.Generation = int16(sarama.ErrMemberIdRequired), k.given, -1
+		return answer
 	case r.MemberID == "":
 		k.members++
 		k.member = fmt.Sprintf("m-%d", k.members)
+	case r.MemberID == k.given:
+		k.member, k.given = k.given, ""
 	case r.MemberID != k.member:
 		answer.ErrorCode = int16(sarama.ErrUnknownMemberId)
 		return answer
@@ -1433,7 +1468,10 @@ func TestLeaveByForce(t *testing.T) {
 		cause func(*fakeKafka)
 	}{
 		"LeaveGroup is not answered": {kmsg.LeaveGroup, func(*fakeKafka) {}},
-		"JoinGroup is not answered":  {kmsg.JoinGroup, (*fakeKafka).rebalance},
+		"JoinGroup is not answered, nor LeaveGroup": {kmsg.JoinGroup, func(k *fakeKafka) {
+			k.on(kmsg.LeaveGroup, silence)
+			k.rebalance()
+		}},
 	}
 	for name, test := range hanging {
 		t.Run(name, func(t *testing.T) {

@@ -76,9 +76,11 @@ const blockedFor = 30 * time.Second
 
 // Err returns why the consumer is not healthy, or nil. It is not while it is held up
 // by a message that is held or has failed for 30 s, by a handler that was cancelled
-// and does not return, by commits that have failed for 30 s, by a cluster or group
-// that it cannot (re)join for longer than a session, or because Run has ended. Having
-// no partitions, because there are more members than partitions, is healthy.
+// and does not return, by commits that have failed for 30 s, by a cluster or group that
+// it cannot (re)join for 10 s longer than RebalanceTimeout (or SessionTimeout, if that
+// is more), or because Run has ended. Waiting for another member's slow handler is
+// healthy, and so is having no partitions because there are more members than
+// partitions.
 func (h Health) Err() error {
 	switch {
 	case h.State == Idle, h.State == Stopped:

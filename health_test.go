@@ -283,10 +283,10 @@ func TestStateString(t *testing.T) {
 
 // A cluster that is away is no reason for alarm at once, and one for ever.
 func TestHealthOfARebalanceThatDoesNotEnd(t *testing.T) {
-	withRig(t, func(cfg *Config) { cfg.SessionTimeout = 20 * time.Second }, func(t *testing.T, r *rig) {
+	withRig(t, func(cfg *Config) { cfg.RebalanceTimeout = 2 * time.Minute }, func(t *testing.T, r *rig) {
 		r.engine.assign(at(orders0, 5))
 		r.engine.lose(errors.New("session"))
-		r.after(19 * time.Second)
+		r.after(129 * time.Second) // another member's handler may take so long
 		require.NoError(t, r.consumer.Health().Err())
 		r.after(2 * time.Second)
 		require.ErrorContains(t, r.consumer.Health().Err(), "rebalancing since")

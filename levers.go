@@ -204,7 +204,7 @@ func (l *levers) Leader(topic string, partition int32) (*sarama.Broker, error) {
 func (l *levers) GetOffset(topic string, partition int32, at int64) (int64, error) {
 	p := engine.Partition{Topic: topic, Number: partition}
 	committed, has := l.group.member.committed(p)
-	offset, err := l.ask(p, at, has)
+	offset, err := l.ask(p, at, has, committed.Offset)
 	if errors.Is(err, sarama.ErrClosedClient) {
 		return -1, err
 	}
@@ -262,7 +262,7 @@ var errUnanswered = errors.New("no broker has answered")
 // ask asks for an offset, and reports a failure. A partition with a committed offset
 // can begin without the answer, so a broker that hangs is not waited for, nor asked
 // again.
-func (l *levers) ask(p engine.Partition, at int64, has bool) (int64, error) {
+func (l *levers) ask(p engine.Partition, at int64, has bool, committed int64) (int64, error) {
 	if has && l.unreachable(p) {
 		return -1, errUnanswered
 	}
@@ -273,6 +273,9 @@ func (l *levers) ask(p engine.Partition, at int64, has bool) (int64, error) {
 	answered := make(chan answer, 1)
 	l.group.routines.Go(func() {
 		offset, err := l.Client.GetOffset(p.Topic, p.Number, at)
+		if err == nil && at == sarama.OffsetNewest && has && offset < committed && !l.isGone(p) && l.reaches(p, committed) {
+			offset = committed
+		}
 		answered <- answer{offset, err}
 	})
 	var late <-chan time.Time
@@ -288,6 +291,32 @@ func (l *levers) ask(p engine.Partition, at int64, has bool) (int64, error) {
 		l.group.session.Error(fmt.Errorf("look up the offsets of %v: %w", p, a.err))
 	}
 	return a.offset, a.err
+}
+
+// reaches reports whether a partition has an offset that lies beyond the end that its
+// leader has told. After a crash a Kafka before 2.2 tells too low an end, until the
+// followers have caught up (KIP-207). To a fetch it tells the truth.
+func (l *levers) reaches(p engine.Partition, offset int64) bool {
+	leader, err := l.Client.Leader(p.Topic, p.Number)
+	if err != nil {
+		return false
+	}
+	request := &sarama.FetchRequest{Version: 4, MaxBytes: 1}
+	request.AddBlock(p.Topic, p.Number, offset, 1)
+	answer, err := leader.Fetch(request)
+	if err != nil {
+		return false
+	}
+	block := answer.GetBlock(p.Topic, p.Number)
+	return block != nil && block.Err == sarama.ErrNoError
+}
+
+// isGone reports whether the committed offset of a partition was found to be gone.
+func (l *levers) isGone(p engine.Partition) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at := l.places[p]
+	return at != nil && at.gone
 }
 
 // beginsNewest reports whether a partition without a committed offset begins at its

@@ -1,6 +1,7 @@
 package kgroup
 
 import (
+	"errors"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -302,6 +303,19 @@ func begins(t *testing.T, g *group, p engine.Partition) int64 {
 	}
 }
 
+// leaderOf makes Leader answer a broker that can be asked.
+func leaderOf(t *testing.T, g *group, addr string) func(string, int32) (*sarama.Broker, error) {
+	t.Helper()
+	broker := sarama.NewBroker(addr)
+	t.Cleanup(func() { _ = broker.Close() })
+	return func(string, int32) (*sarama.Broker, error) {
+		if err := broker.Open(g.dataConfig); err != nil && !errors.Is(err, sarama.ErrAlreadyConnected) {
+			return nil, err
+		}
+		return broker, nil
+	}
+}
+
 // The table "Where a partition begins" of docs/DESIGN.md.
 func TestWhereAPartitionBegins(t *testing.T) {
 	const none = -1
@@ -338,6 +352,11 @@ func TestWhereAPartitionBegins(t *testing.T) {
 			name: "beyond the end", committed: 101, broker: found,
 			want:    engine.Claim{Offset: 40},
 			reports: []string{"error: orders/0: the committed offset 101 lies beyond the end of the partition, 100 (was it truncated, or the topic recreated?): going on at the oldest message, 40"},
+		},
+		{
+			// What a Kafka before 2.2 tells after a crash, and where the log really ends.
+			name: "beyond the end that the leader has told", committed: 70, broker: offsets{newest: 0, oldest: 0},
+			want: engine.Claim{Offset: 70, Committed: true},
 		},
 		{name: "none", committed: none, broker: found, want: engine.Claim{Offset: 40}},
 		{name: "none in an empty partition", committed: none, broker: offsets{}, want: engine.Claim{Offset: 0}},
@@ -402,6 +421,8 @@ func TestWhereAPartitionBegins(t *testing.T) {
 				stub := stubbed(g)
 				knownTopics(t, stub, map[string]int{"orders": 2, "refunds": 1})
 				stub.offset = test.broker.of
+				kafka.partition(orders0, 40, make([]string, 60)...)
+				stub.leader = leaderOf(t, g, "one:9092")
 				for p, metadata := range test.others {
 					kafka.commit(p, 5, metadata)
 				}
@@ -523,6 +544,7 @@ func TestEndMovesOverTheCommittedOffset(t *testing.T) {
 		}
 		return 0, nil
 	}
+	stub.leader = func(string, int32) (*sarama.Broker, error) { return nil, sarama.ErrLeaderNotAvailable }
 	joins(g.member, member7)
 	g.member.OffsetsFetched([]wire.Offset{{Topic: "orders", Partition: 0, Offset: 150}})
 	require.EqualValues(t, 0, begins(t, g, orders0))

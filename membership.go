@@ -24,6 +24,7 @@ type membership struct {
 
 	mu      sync.Mutex
 	me      wire.Member
+	id      string // what the group knows this member as; empty: not at all, or no longer
 	leader  bool
 	joining bool      // from JoinGroup written to SyncGroup answered
 	member  bool      // from SyncGroup answered to the next JoinGroup or LeaveGroup written
@@ -42,6 +43,15 @@ func newMembership(session time.Duration, refused func(error), rejoins func()) *
 		changed: make(chan struct{}, 1),
 		offsets: map[engine.Partition]wire.Offset{},
 	}
+}
+
+// MemberID implements [wire.Observer]. The engine forgets its id more often than the
+// group does: when the connection breaks while its first JoinGroup waits, and when it
+// fails as a leader between JoinGroup and SyncGroup (D8).
+func (m *membership) MemberID() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.id
 }
 
 // JoinSent implements [wire.Observer]: the last generation is over for good.
@@ -72,8 +82,11 @@ func (m *membership) JoinAnswered(a wire.JoinAnswer) {
 	switch code {
 	case sarama.ErrNoError:
 		m.me, m.leader = a.Member, a.Leader
+		m.id = a.Member.ID
+	case sarama.ErrMemberIdRequired: // it is sent again, with this id
+		m.me, m.id = a.Member, a.Member.ID
 	case sarama.ErrUnknownMemberId:
-		m.me = wire.Member{}
+		m.me, m.id = wire.Member{}, ""
 	default: // the engine tries again
 	}
 	m.mu.Unlock()
@@ -100,7 +113,7 @@ func (m *membership) SyncAnswered(of wire.Member, err int16) {
 func (m *membership) LeaveSent(string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.member = false
+	m.member, m.id = false, ""
 }
 
 // LeaveAnswered implements [wire.Observer].

@@ -47,6 +47,10 @@ func TestMembershipFollowsTheProtocol(t *testing.T) {
 	}{
 		{"nothing yet", func() {}, wire.Member{}, false, false, false},
 		{"the first JoinGroup has no id to take back", func() { m.JoinSent("") }, wire.Member{}, false, false, false},
+		{"it is given one", func() {
+			m.JoinAnswered(wire.JoinAnswer{Err: int16(sarama.ErrMemberIdRequired), Member: wire.Member{ID: "m-1", Generation: -1}})
+		}, wire.Member{ID: "m-1", Generation: -1}, false, true, false},
+		{"and joins with it", func() { m.JoinSent("m-1") }, wire.Member{ID: "m-1", Generation: -1}, false, true, false},
 		{"JoinGroup answered", func() { m.JoinAnswered(wire.JoinAnswer{Member: member7, Leader: true}) }, member7, false, true, false},
 		{"SyncGroup of somebody else", func() { m.SyncAnswered(member8, 0) }, member7, false, false, false},
 		{"SyncGroup answered", func() { m.SyncAnswered(member7, 0) }, member7, true, false, true},
@@ -73,6 +77,32 @@ func TestMembershipFollowsTheProtocol(t *testing.T) {
 		if waiting {
 			assert.Equal(t, me.ID, id, step.name)
 		}
+	}
+}
+
+// The id that a JoinGroup without one goes out with: the last that the group has given,
+// until the group does not know it any more.
+func TestMemberIDIsKept(t *testing.T) {
+	m := testMembership()
+	steps := []struct {
+		name string
+		told func()
+		want string
+	}{
+		{"nothing yet", func() { m.JoinSent("") }, ""},
+		{"given", func() {
+			m.JoinAnswered(wire.JoinAnswer{Err: int16(sarama.ErrMemberIdRequired), Member: wire.Member{ID: "m-1"}})
+		}, "m-1"},
+		{"the connection breaks, and the engine begins anew", func() { m.JoinSent("m-1") }, "m-1"},
+		{"not the coordinator", func() { m.JoinAnswered(wire.JoinAnswer{Err: int16(sarama.ErrNotCoordinatorForConsumer)}) }, "m-1"},
+		{"joined", func() { m.JoinAnswered(wire.JoinAnswer{Member: member7}) }, "m-1"},
+		{"thrown out", func() { m.JoinAnswered(wire.JoinAnswer{Err: int16(sarama.ErrUnknownMemberId)}) }, ""},
+		{"joined as another", func() { m.JoinAnswered(wire.JoinAnswer{Member: wire.Member{ID: "m-2", Generation: 9}}) }, "m-2"},
+		{"left", func() { m.LeaveSent("m-2") }, ""},
+	}
+	for _, step := range steps {
+		step.told()
+		assert.Equal(t, step.want, m.MemberID(), step.name)
 	}
 }
 

@@ -15,64 +15,109 @@ import (
 	"github.com/Shopify/sarama"
 )
 
-// preflight asks every configured broker what it speaks, and one of them whether
-// the topics exist.
+// A probe is what one broker has said.
+type probe struct {
+	addr   string
+	broker *sarama.Broker // open, if err is nil
+	apis   apis
+	err    error
+}
+
+// preflight asks the brokers what they speak, those of Config.Brokers first and then
+// all others of the cluster, and one of them whether the topics exist.
 func (g *group) preflight(ctx context.Context) error {
-	type probe struct {
-		addr   string
-		broker *sarama.Broker
-		apis   apis
-		err    error
+	var probes []probe
+	defer func() {
+		for _, p := range probes {
+			if p.err == nil {
+				_ = p.broker.Close()
+			}
+		}
+	}()
+	probes = g.probes(g.config.Brokers)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
-	probes := make([]probe, len(g.config.Brokers))
+	reached, failures := sortProbes(probes)
+	if len(reached) == 0 {
+		return fmt.Errorf("kgroup: no broker can be reached (are the addresses right, is the cluster up, does it expect TLS or SASL?): %w", errors.Join(failures...))
+	}
+	if _, err := agree(reached, g.cluster.Version); err != nil {
+		return err // before anything else is asked of them
+	}
+	names := g.topics.names()
+	if len(names) == 0 {
+		names = []string{"__consumer_offsets"} // none at all would mean all of them
+	}
+	cluster, err := g.describe(reached, names...)
+	if err != nil {
+		return err
+	}
+	probes = append(probes, g.probes(g.others(cluster))...)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	reached, failures = sortProbes(probes)
+	s, err := agree(reached, g.cluster.Version)
+	if err != nil {
+		return err
+	}
+	for _, err := range failures {
+		g.session.Error(fmt.Errorf("at the start: broker %w", err))
+	}
+	if err := g.checkTopics(reached, cluster.Topics); err != nil {
+		return err
+	}
+	g.warnOfPatterns(reached)
+	var releases []string
+	for _, p := range reached {
+		g.asked[p.addr] = p.apis
+		releases = append(releases, fmt.Sprintf("%s: %s", p.addr, p.apis.release()))
+	}
+	g.speak(s)
+	g.log.Info("consumer starts",
+		"brokers", releases, "protocol", s.version.String(), "join_group", s.join,
+		"topics", g.topics.names(), "patterns", fmt.Sprint(g.topics.patterns), "mode", g.config.Mode.String(),
+		"without_offset", g.config.Start.String(), "isolation", g.config.Isolation.String(), "commit_interval", g.config.CommitInterval,
+		"session_timeout", g.cluster.Group.Session.Timeout, "heartbeat_interval", g.cluster.Group.Heartbeat.Interval,
+		"drain_timeout", g.drainTimeout(), "shutdown_timeout", g.config.ShutdownTimeout)
+	return nil
+}
+
+// probes asks several brokers at the same time.
+func (g *group) probes(addrs []string) []probe {
+	probes := make([]probe, len(addrs))
 	var wg sync.WaitGroup
-	for i, addr := range g.config.Brokers {
+	for i, addr := range addrs {
 		wg.Go(func() {
 			broker, apis, err := g.probe(addr)
 			probes[i] = probe{addr, broker, apis, err}
 		})
 	}
 	wg.Wait()
-	defer func() {
-		for _, p := range probes {
-			if p.broker != nil {
-				_ = p.broker.Close()
-			}
-		}
-	}()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	var reached []*sarama.Broker
-	var failures []error
-	var releases []string
+	return probes
+}
+
+func sortProbes(probes []probe) (reached []probe, failures []error) {
 	for _, p := range probes {
 		if p.err != nil {
 			failures = append(failures, fmt.Errorf("%s: %w", p.addr, p.err))
-			continue
+		} else {
+			reached = append(reached, p)
 		}
-		if err := p.apis.check(); err != nil {
-			return fmt.Errorf("kgroup: broker %s: %w", p.addr, err)
+	}
+	return reached, failures
+}
+
+// others are the addresses that the cluster advertises beside Config.Brokers.
+func (g *group) others(cluster *sarama.MetadataResponse) []string {
+	var addrs []string
+	for _, broker := range cluster.Brokers {
+		if !slices.Contains(g.config.Brokers, broker.Addr()) {
+			addrs = append(addrs, broker.Addr())
 		}
-		reached = append(reached, p.broker)
-		releases = append(releases, fmt.Sprintf("%s: %s", p.addr, p.apis.release()))
 	}
-	if len(reached) == 0 {
-		return fmt.Errorf("kgroup: no broker can be reached (are the addresses right, is the cluster up, does it expect TLS or SASL?): %w", errors.Join(failures...))
-	}
-	for _, err := range failures {
-		g.session.Error(fmt.Errorf("at the start: broker %w", err))
-	}
-	if err := g.checkTopics(reached); err != nil {
-		return err
-	}
-	g.warnOfPatterns(reached)
-	g.log.Info("consumer starts",
-		"brokers", releases, "topics", g.topics.names(), "patterns", fmt.Sprint(g.topics.patterns), "mode", g.config.Mode.String(),
-		"without_offset", g.config.Start.String(), "isolation", g.config.Isolation.String(), "commit_interval", g.config.CommitInterval,
-		"session_timeout", g.cluster.Group.Session.Timeout, "heartbeat_interval", g.cluster.Group.Heartbeat.Interval,
-		"drain_timeout", g.config.tunedDrain(g.cluster), "shutdown_timeout", g.config.ShutdownTimeout)
-	return nil
+	return addrs
 }
 
 // probe connects to one broker and asks for its protocol versions.
@@ -96,36 +141,32 @@ func (g *group) probe(addr string) (*sarama.Broker, apis, error) {
 	return broker, found, nil
 }
 
-// describe asks for topics, one broker after the other until one answers; for all
-// topics if none are named.
-func (g *group) describe(brokers []*sarama.Broker, topics ...string) ([]*sarama.TopicMetadata, error) {
+// describe asks for the brokers and for topics, one broker after the other until one
+// answers; for all topics if none are named.
+func (g *group) describe(reached []probe, topics ...string) (*sarama.MetadataResponse, error) {
 	var errs []error
-	for _, broker := range brokers {
-		answer, err := broker.GetMetadata(&sarama.MetadataRequest{Version: 5, Topics: topics})
+	for _, p := range reached {
+		// Version 4 is the first that can be told not to make the topics, and Kafka 0.11's.
+		answer, err := p.broker.GetMetadata(&sarama.MetadataRequest{Version: 4, Topics: topics})
 		if err == nil {
-			return answer.Topics, nil
+			return answer, nil
 		}
-		errs = append(errs, fmt.Errorf("kgroup: ask %s for the topics: %w", broker.Addr(), err))
+		errs = append(errs, fmt.Errorf("kgroup: ask %s for the topics: %w", p.addr, err))
 	}
 	return nil, errors.Join(errs...)
 }
 
 // checkTopics names the topics that do not exist, and what they may be meant for.
-func (g *group) checkTopics(brokers []*sarama.Broker) error {
-	names := g.topics.names()
-	if len(names) == 0 {
+func (g *group) checkTopics(reached []probe, topics []*sarama.TopicMetadata) error {
+	if len(g.topics.names()) == 0 {
 		return nil // only patterns: there is nothing that has to exist
-	}
-	topics, err := g.describe(brokers, names...)
-	if err != nil {
-		return err
 	}
 	var errs []error
 	for _, topic := range topics {
 		switch topic.Err {
 		case sarama.ErrNoError, sarama.ErrLeaderNotAvailable:
 		case sarama.ErrUnknownTopicOrPartition:
-			errs = append(errs, g.unknownTopic(brokers, topic.Name))
+			errs = append(errs, g.unknownTopic(reached, topic.Name))
 		default:
 			errs = append(errs, fmt.Errorf("kgroup: topic %q: %w", topic.Name, topic.Err))
 		}
@@ -136,33 +177,33 @@ func (g *group) checkTopics(brokers []*sarama.Broker) error {
 
 // warnOfPatterns names the patterns that match nothing yet. They wait for a topic; but
 // they may be misspelt, and nothing else would ever say so.
-func (g *group) warnOfPatterns(brokers []*sarama.Broker) {
+func (g *group) warnOfPatterns(reached []probe) {
 	if len(g.topics.patterns) == 0 {
 		return
 	}
-	topics, err := g.describe(brokers)
+	all, err := g.describe(reached)
 	if err != nil {
 		return // the engine is about to ask the same
 	}
-	var existing []string
-	for _, topic := range topics {
-		existing = append(existing, topic.Name)
-	}
-	for _, pattern := range g.topics.unmatched(existing) {
+	for _, pattern := range g.topics.unmatched(namesOf(all)) {
 		g.log.Warn("no topic matches the pattern yet", "pattern", pattern)
 	}
 }
 
-func (g *group) unknownTopic(brokers []*sarama.Broker, name string) error {
-	all, err := g.describe(brokers)
+func namesOf(cluster *sarama.MetadataResponse) []string {
+	var names []string
+	for _, topic := range cluster.Topics {
+		names = append(names, topic.Name)
+	}
+	return names
+}
+
+func (g *group) unknownTopic(reached []probe, name string) error {
+	all, err := g.describe(reached)
 	if err != nil {
 		return fmt.Errorf("kgroup: topic %q does not exist", name)
 	}
-	var existing []string
-	for _, topic := range all {
-		existing = append(existing, topic.Name)
-	}
-	if near, ok := nearest(name, existing); ok {
+	if near, ok := nearest(name, namesOf(all)); ok {
 		return fmt.Errorf("kgroup: topic %q does not exist; did you mean %q?", name, near)
 	}
 	return fmt.Errorf("kgroup: topic %q does not exist, nor one with a similar name", name)
@@ -190,60 +231,56 @@ func (g *group) findCoordinator(ctx context.Context) error {
 	}
 }
 
-// checkCoordinator connects to the coordinator at the address that the cluster
-// advertises, which need not be one of Config.Brokers.
+// checkCoordinator checks that the coordinator can be reached at the address that the
+// cluster advertises, which need not be one of Config.Brokers.
 func (g *group) checkCoordinator() error {
 	known, err := g.inner.Coordinator(g.name)
 	if err != nil {
 		return fmt.Errorf("kgroup: find the coordinator of group %q: %w", g.name, err)
 	}
-	broker, apis, err := g.probe(known.Addr())
-	if err != nil {
+	if err := g.meet(known.Addr()); err != nil {
 		return fmt.Errorf("kgroup: the coordinator of group %q, broker %d, advertises %s, which cannot be reached (check its advertised.listeners): %w", g.name, known.ID(), known.Addr(), err)
 	}
-	defer func() { _ = broker.Close() }()
-	if err := apis.check(); err != nil {
+	if err := g.spoken.check(g.asked[known.Addr()]); err != nil {
 		return fmt.Errorf("kgroup: broker %s: %w", known.Addr(), err)
 	}
 	return nil
 }
 
-// apis are the protocol versions a broker speaks, by request key.
-type apis map[int16]versions
-
-type versions struct{ oldest, newest int16 }
-
-const (
-	apiFetch     = 1
-	apiJoinGroup = 11
-)
-
-// check refuses brokers that the engine cannot speak to. It would try for ever, in
-// silence (D26).
-func (a apis) check() error {
-	if a[apiFetch].newest < 10 {
-		return fmt.Errorf("it is older than Kafka 2.1 (%s)", a.release())
+// meet asks a broker what it speaks, once.
+func (g *group) meet(addr string) error {
+	if g.asked[addr] != nil {
+		return nil
 	}
-	if oldest := a[apiJoinGroup].oldest; oldest > 0 {
-		return fmt.Errorf("it refuses the first version of JoinGroup (%s): Kafka 4.0.0 is the only release that does; 4.0.1 and later are fine", a.release())
+	broker, apis, err := g.probe(addr)
+	if err != nil {
+		return err
 	}
+	g.asked[addr] = apis
+	_ = broker.Close() // it has nothing more to say
 	return nil
 }
 
-// releases tells Kafka's releases by the newest Fetch they speak.
-var releases = []struct {
-	fetch int16
-	name  string
-}{
-	{18, "4.1 or later"}, {17, "3.9 or 4.0"}, {16, "3.7 or 3.8"}, {15, "3.5 or 3.6"}, {13, "3.1 to 3.4"},
-	{12, "2.7 to 3.0"}, {11, "2.3 to 2.6"}, {10, "2.1 or 2.2"}, {8, "2.0"}, {7, "1.1"}, {6, "1.0"}, {5, "0.11"},
-}
-
-func (a apis) release() string {
-	for _, r := range releases {
-		if a[apiFetch].newest >= r.fetch {
-			return "Kafka " + r.name
+// mindBrokers asks those brokers what they speak that have come since the start, or
+// could not be reached then. What is spoken stays, so one that does not understand
+// it is reported for as long as it is there: the engine would only say EOF.
+func (g *group) mindBrokers(ctx context.Context) {
+	ticker := time.NewTicker(g.cluster.Metadata.RefreshFrequency)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+		for _, broker := range g.inner.Brokers() {
+			addr := broker.Addr()
+			if g.meet(addr) != nil {
+				continue // whoever needs it reports that
+			}
+			if err := g.spoken.check(g.asked[addr]); err != nil && ctx.Err() == nil {
+				g.session.Error(fmt.Errorf("broker %s does not understand what was agreed on at the start; restart this member to speak what all brokers do: %w", addr, err))
+			}
 		}
 	}
-	return "a Kafka before 0.11"
 }

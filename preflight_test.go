@@ -99,16 +99,32 @@ func TestStartFails(t *testing.T) {
 		{
 			name: "too old",
 			kafka: func(k *fakeKafka) {
-				k.on(kmsg.ApiVersions, answersWith(speaks(map[kmsg.Key]versions{kmsg.Fetch: {0, 7}, kmsg.JoinGroup: {0, 2}})))
+				k.on(kmsg.ApiVersions, answersWith(speaks(map[kmsg.Key]versions{kmsg.Fetch: {0, 3}, kmsg.JoinGroup: {0, 1}})))
 			},
-			says: []string{"kgroup: broker one:9092: it is older than Kafka 2.1 (Kafka 1.1)"},
+			says: []string{"kgroup: broker one:9092: it is older than Kafka 0.11"},
 		},
 		{
-			name: "refuses JoinGroup v0 (D26)",
+			name: "only one that Config.Brokers does not name is too old",
 			kafka: func(k *fakeKafka) {
-				k.on(kmsg.ApiVersions, answersWith(speaks(map[kmsg.Key]versions{kmsg.Fetch: {4, 17}, kmsg.JoinGroup: {2, 9}})))
+				k.addrs = append(k.addrs, "three:9092")
+				k.speaks("three:9092", map[kmsg.Key]versions{kmsg.Fetch: {0, 3}})
 			},
-			says: []string{"kgroup: broker one:9092: it refuses the first version of JoinGroup (Kafka 3.9 or 4.0)", "Kafka 4.0.0"},
+			change: func(cfg *Config) { cfg.Brokers = []string{"one:9092"} },
+			says:   []string{"kgroup: broker three:9092: it is older than Kafka 0.11"},
+		},
+		{
+			name: "a port of the controllers",
+			kafka: func(k *fakeKafka) {
+				k.on(kmsg.ApiVersions, answersWith(speaks(map[kmsg.Key]versions{kmsg.ListOffsets: notServed, kmsg.Metadata: notServed, kmsg.JoinGroup: notServed})))
+			},
+			says: []string{"kgroup: broker one:9092: it does not serve ListOffsets at all"},
+		},
+		{
+			name: "a Kafka that has given up what the engine speaks",
+			kafka: func(k *fakeKafka) {
+				k.speaks("two:9092", map[kmsg.Key]versions{kmsg.Fetch: {4, 20}, kmsg.OffsetCommit: {3, 12}})
+			},
+			says: []string{"kgroup: broker two:9092: it serves OffsetCommit from version 3 on (Kafka 4.1 or later)", "use a newer kgroup"},
 		},
 		{
 			name: "group not authorized",
@@ -124,18 +140,19 @@ func TestStartFails(t *testing.T) {
 			says:  []string{`kgroup: the coordinator of group "billing", broker 1, advertises pod-7.kafka:9092, which cannot be reached`, "advertised.listeners", "no such host"},
 		},
 		{
-			name: "only the coordinator is too old",
+			name: "a coordinator that the cluster did not speak of is too old",
 			kafka: func(k *fakeKafka) {
+				k.on(kmsg.Metadata, func(c *call) kmsg.Response {
+					answer := k.usual(c).(*kmsg.MetadataResponse)
+					answer.Brokers = answer.Brokers[:2]
+					return answer
+				})
 				k.addrs = append(k.addrs, "three:9092")
 				k.on(kmsg.FindCoordinator, answersWith(findCoordinator("three", 0)))
-				k.on(kmsg.ApiVersions, func(c *call) kmsg.Response {
-					if c.addr != "three:9092" {
-						return k.usual(c)
-					}
-					return speaks(map[kmsg.Key]versions{kmsg.Fetch: {0, 7}})()
-				})
+				k.speaks("three:9092", map[kmsg.Key]versions{kmsg.Fetch: {0, 7}})
 			},
-			says: []string{"kgroup: broker three:9092: it is older than Kafka 2.1"},
+			change: func(cfg *Config) { cfg.Brokers = []string{"one:9092", "two:9092"} },
+			says:   []string{"kgroup: broker three:9092: it serves Fetch up to version 7 (Kafka 1.1), and 10 is needed"},
 		},
 	}
 	for _, test := range tests {
@@ -304,7 +321,9 @@ func TestPreflightOfPatterns(t *testing.T) {
 		require.NoError(t, g.preflight(t.Context()))
 		require.Len(t, lines.with("level=WARN"), 1)
 		assert.Len(t, lines.with("level=WARN", "no topic matches the pattern yet", "^refnuds-"), 1)
-		assert.Equal(t, 1, kafka.count(kmsg.Metadata))
+		asked := kafka.all(kmsg.Metadata)
+		require.Len(t, asked, 2)
+		assert.Len(t, asked[0].request.(*kmsg.MetadataRequest).Topics, 1, "an empty list would ask for all topics")
 	})
 }
 
@@ -336,14 +355,5 @@ func TestPreflightIsBoundedByConnectTimeout(t *testing.T) {
 			require.ErrorContains(t, err, "two:9092")
 			assert.Less(t, time.Since(began), 50*time.Millisecond+2*time.Second)
 		})
-	}
-}
-
-func TestRelease(t *testing.T) {
-	for newest, want := range map[int16]string{
-		25: "Kafka 4.1 or later", 17: "Kafka 3.9 or 4.0", 14: "Kafka 3.1 to 3.4", 13: "Kafka 3.1 to 3.4", 12: "Kafka 2.7 to 3.0",
-		10: "Kafka 2.1 or 2.2", 9: "Kafka 2.0", 5: "Kafka 0.11", 4: "a Kafka before 0.11", 0: "a Kafka before 0.11",
-	} {
-		assert.Equal(t, want, apis{apiFetch: {0, newest}}.release(), newest)
 	}
 }

@@ -356,7 +356,12 @@ func (e *env) revive(nodes ...int32) {
 // suspend keeps the group from its coordinator until resume is called.
 func (e *env) suspend() (resume func()) {
 	e.t.Helper()
-	node := e.coordinator()
+	return e.suspendNode(e.coordinator())
+}
+
+// suspendNode does the same to any node, where nodes can hang.
+func (e *env) suspendNode(node int32) (resume func()) {
+	e.t.Helper()
 	back, err := e.brokers.suspend(node, e.group)
 	require.NoError(e.t, err)
 	back = sync.OnceValue(back)

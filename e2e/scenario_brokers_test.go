@@ -4,6 +4,8 @@ package e2e
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -74,6 +76,82 @@ func coordinatorUnavailable(e *env) {
 	a.handles(50)
 	load.stop(100)
 	e.awaitCommitted()
+}
+
+// noticing is how long it may take until a member says that a broker hangs.
+const noticing = 15 * time.Second
+
+// A broker hangs: its connections stay open, and nothing answers. A member notices on
+// both kinds of connections, though RebalanceTimeout lets it wait for minutes, and goes
+// on with the others.
+func brokerHangs(e *env) {
+	topic := e.topic(6)
+	noticed := make(chan error, 100)
+	a := e.start("a", on(topic, quick), longSession, patient, reporting(func(err error) {
+		select {
+		case noticed <- err:
+		default: // said often enough
+		}
+	}))
+	load := e.load(topic, 100)
+	a.handles(50)
+	leader, _ := e.leaderBesideCoordinator(topic)
+	for _, node := range []int32{leader, e.coordinator()} {
+		for len(noticed) > 0 {
+			<-noticed //nolint:errcheck // of what was before
+		}
+		resume := e.suspendNode(node)
+		began := time.Now()
+		err := receive(e, "the broker that hangs to be noticed", noticed)
+		assert.Less(e.t, time.Since(began), noticing+slack)
+		e.t.Logf("after %v: %v", time.Since(began), err)
+		assert.Equal(e.t, node == leader, strings.HasPrefix(err.Error(), "fetch "), "on which connection")
+		a.handles(50)
+		resume()
+		a.owns(6)
+	}
+	load.stop(100)
+	e.awaitCommitted()
+}
+
+// The same while a member waits for another one that drains: by itself the wait says
+// nothing about the broker.
+func brokerHangsInJoinGroup(e *env) {
+	topic := e.topic(4)
+	e.produce(topic, 40)
+	hold := newBrake()
+	e.start("a", on(topic, hold.handle), longSession, patient)
+	hold.awaitHandlers(e, 4)
+	noticed := make(chan error, 1)
+	e.start("b", on(topic, quick), longSession, patient, reporting(func(err error) {
+		select {
+		case noticed <- err:
+		default:
+		}
+	}))
+	e.until("the group to wait for a", func() error {
+		g, err := e.admin.DescribeGroup(e.ctx, e.group)
+		if err == nil && (g.State != "PreparingRebalance" || len(g.Members) != 2) {
+			err = fmt.Errorf("it is %s, of %d", g.State, len(g.Members))
+		}
+		return err
+	})
+	resume := e.suspend()
+	began := time.Now()
+	err := receive(e, "the broker that hangs to be noticed", noticed)
+	assert.Less(e.t, time.Since(began), noticing+slack)
+	e.t.Logf("after %v: %v", time.Since(began), err)
+	hold.release()
+	resume()
+	e.awaitMembers("a", "b")
+	e.awaitCommitted()
+}
+
+func patient(c *kgroup.Config) { c.RebalanceTimeout = 5 * time.Minute }
+
+// reporting has a member tell every error that it survives.
+func reporting(report func(error)) func(*kgroup.Config) {
+	return func(c *kgroup.Config) { c.Hooks.Error, c.Hooks.RebalanceFailed = report, report }
 }
 
 // A partition whose only broker is down does not keep a member from the others, and

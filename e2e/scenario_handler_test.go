@@ -75,6 +75,7 @@ func orphan(e *env) {
 		}
 		return nil
 	}), func(c *kgroup.Config) {
+		c.RebalanceTimeout = 6 * time.Second // the group waits so long for it
 		c.Hooks.Lost = func(topic string, p int32, _ int64, _ error) { e.history.Outlived("b", topic, p) }
 	})
 	e.produce(topic, 20)

@@ -94,16 +94,15 @@ func shutdownWhileOthersDrain(e *env) {
 	e.awaitCommitted()
 }
 
-// The same for a member that joins for the first time. It does not know its id before
-// its JoinGroup is answered, so it cannot take it back: Run returns in time, and the
-// group waits for a session.
+// The same for a member that joins for the first time: it was given its id before the
+// wait, so it can take its JoinGroup back.
 func shutdownOfNewcomer(e *env) {
 	topic := e.topic(4)
 	e.produce(topic, 40)
 	hold := newBrake()
 	a := e.start("a", on(topic, hold.handle), longSession)
 	hold.awaitHandlers(e, 4)
-	b := e.start("b", on(topic, quick), longSession, func(c *kgroup.Config) { c.ShutdownTimeout = 2 * time.Second })
+	b := e.start("b", on(topic, quick), longSession)
 	e.until("the group to wait for a", func() error {
 		g, err := e.admin.DescribeGroup(e.ctx, e.group)
 		if err == nil && (g.State != "PreparingRebalance" || len(g.Members) != 2) {
@@ -113,8 +112,14 @@ func shutdownOfNewcomer(e *env) {
 	})
 	took := b.stop()
 	e.t.Logf("leaving took %v", took)
+	assert.Less(e.t, took, leaving+slack)
+	g, err := e.admin.DescribeGroup(e.ctx, e.group)
+	require.NoError(e.t, err)
+	assert.Len(e.t, g.Members, 1, "a ghost is left")
 	hold.release()
+	began := time.Now()
 	e.awaitMembers("a")
+	assert.Less(e.t, time.Since(began), 10*time.Second, "the group waits for a member that is gone")
 	a.owns(4)
 	e.awaitCommitted()
 }

@@ -51,8 +51,8 @@ type scenario struct {
 	// others share one, and run in parallel.
 	disturbs bool
 
-	// notEmbedded says why the embedded broker will not do; empty: it will.
-	notEmbedded string
+	// not says, by the name of a target, why that one will not do.
+	not map[string]string
 
 	// limit is how long it may take; zero: a minute. With full counts it is ten
 	// times as much.
@@ -71,7 +71,7 @@ type target struct {
 }
 
 func (g target) runs(s scenario) bool {
-	return (s.main || !g.main) && (!s.disturbs || g.own != nil) && (s.notEmbedded == "" || g.name != embeddedTarget.name)
+	return (s.main || !g.main) && (!s.disturbs || g.own != nil) && s.not[g.name] == ""
 }
 
 var modes = []kgroup.Mode{kgroup.Multiplex, kgroup.Partitions}

@@ -26,9 +26,11 @@
 // Underneath is kfake, of the franz-go project. What it does differently from
 // Kafka, where a consumer group would notice, is put right here: JoinGroup v0
 // gets the rebalance timeout Kafka gives it; a member waiting in JoinGroup or
-// SyncGroup keeps its session; a member that leaves gets its waiting JoinGroup
-// answered. Two differences are left: each member that joins starts the rebalance
-// timeout anew, and after a member has left in the middle of its SyncGroup the next
-// rebalance lasts until that timeout. Sessions may be as short as 300 ms; there is
-// no initial rebalance delay.
+// SyncGroup keeps its session, and loses it when its connection has broken; a
+// member that leaves gets its waiting JoinGroup answered. Some differences are left:
+// each member that joins starts the rebalance timeout anew; after a member has left
+// in the middle of its SyncGroup the next rebalance lasts until that timeout; and a
+// member without an id (its first JoinGroup, up to version 3) stays for ever if its
+// connection breaks while it waits. Sessions may be as short as 300 ms; there is no
+// initial rebalance delay.
 package kgrouptest

@@ -1,7 +1,7 @@
 package kgrouptest
 
 // Members that wait in JoinGroup or SyncGroup. Here kfake differs from Kafka in
-// three ways that consumer groups notice, each put right:
+// four ways that consumer groups notice, each put right:
 //
 //   - JoinGroup v0 carries no rebalance timeout; Kafka takes the session timeout.
 //     kfake takes -1, and throws out who has not come back at once.
@@ -11,8 +11,10 @@ package kgrouptest
 //   - A member that leaves gets its waiting JoinGroup answered with
 //     UNKNOWN_MEMBER_ID. kfake never answers it, so that a client which leaves in the
 //     middle of a rebalance hangs until its read timeout.
+//   - A new member whose connection breaks while it waits loses its session. kfake
+//     begins none, and the group waits for the member in each rebalance, for ever.
 //
-// The last two need to know who waits. That is seen on the connections, which show
+// The last three need to know who waits. That is seen on the connections, which show
 // each of these requests and their answers.
 
 import (
@@ -92,6 +94,16 @@ func (w *waiting) end(r *request) bool {
 	delete(w.requests, r.member)
 	close(r.ended)
 	return true
+}
+
+// broken makes sure that a member has a session that runs out: kfake begins the
+// first one with the answer to JoinGroup, which this member will not get.
+func (w *waiting) broken(r *request) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.closed {
+		w.beating.Go(func() { w.broker.heartbeat(r.member) })
+	}
 }
 
 func (w *waiting) close() {
@@ -268,7 +280,9 @@ func (c *conn) Close() error {
 	c.pending = make(map[int32]*request)
 	c.mu.Unlock()
 	for _, r := range pending {
-		c.waiting.end(r)
+		if c.waiting.end(r) {
+			c.waiting.broken(r)
+		}
 	}
 	return c.tcp.Close()
 }

@@ -163,6 +163,64 @@ func TestLeaveAnswersTheWaitingJoin(t *testing.T) {
 	}
 }
 
+// A new member is given its id before it waits (JoinGroup v4), so it can leave while
+// its first JoinGroup waits for another member; or before it has sent that.
+func TestNewMemberLeaves(t *testing.T) {
+	b := kgrouptest.Start(t)
+	staying, leaving, beside := connect(t, b), connect(t, b), connect(t, b)
+	s := staying.join(4, "", time.Minute, time.Minute)
+	given := leaving.ask(joinGroup(4, "", time.Minute, time.Minute)).(*kmsg.JoinGroupResponse)
+	require.Equal(t, kerr.MemberIDRequired.Code, given.ErrorCode)
+	require.NotEmpty(t, given.MemberID)
+	assert.Len(t, b.Group("billing").Members, 1, "it has not joined")
+	leaving.wait(b, joinGroup(4, given.MemberID, time.Minute, time.Minute))
+	waitRebalance(t, b, 2)
+	require.Zero(t, beside.leave(0, given.MemberID))
+	assert.Equal(t, kerr.UnknownMemberID.Code, leaving.joined().ErrorCode)
+	staying.send(joinGroup(4, s.MemberID, time.Minute, time.Minute))
+	assert.Zero(t, staying.joined().ErrorCode)
+	assert.Len(t, b.Group("billing").Members, 1)
+
+	leaving = connect(t, b)
+	given = leaving.ask(joinGroup(4, "", time.Minute, time.Minute)).(*kmsg.JoinGroupResponse)
+	require.Zero(t, beside.leave(0, given.MemberID))
+	late := leaving.ask(joinGroup(4, given.MemberID, time.Minute, time.Minute)).(*kmsg.JoinGroupResponse)
+	assert.Equal(t, kerr.UnknownMemberID.Code, late.ErrorCode)
+}
+
+// The connection of a new member breaks while its first JoinGroup waits. It can take its
+// place again with the id it was given; if it does not, it loses its session. With kfake
+// alone it would stay for ever.
+func TestNewMemberLosesItsConnection(t *testing.T) {
+	t.Parallel()
+	const session, long = time.Second, time.Minute
+	b := kgrouptest.Start(t)
+	staying := connect(t, b)
+	s := staying.join(4, "", long, long)
+	for _, returns := range []bool{true, false} {
+		breaks := connect(t, b)
+		given := breaks.ask(joinGroup(4, "", session, long)).(*kmsg.JoinGroupResponse)
+		breaks.wait(b, joinGroup(4, given.MemberID, session, long))
+		waitRebalance(t, b, 2)
+		require.NoError(t, breaks.conn.Close())
+		if returns {
+			again := connect(t, b)
+			again.wait(b, joinGroup(4, given.MemberID, session, long))
+			staying.send(joinGroup(4, s.MemberID, long, long))
+			s = staying.joined()
+			assert.Equal(t, given.MemberID, again.joined().MemberID)
+			assert.Len(t, b.Group("billing").Members, 2)
+			require.Zero(t, again.leave(0, given.MemberID))
+		} else {
+			waitRebalance(t, b, 1)
+		}
+		staying.send(joinGroup(4, s.MemberID, long, long))
+		s = staying.joined()
+		assert.Zero(t, s.ErrorCode)
+		assert.Len(t, b.Group("billing").Members, 1)
+	}
+}
+
 // requireSilent fails if there is anything to read by now.
 func requireSilent(t *testing.T, c net.Conn) {
 	t.Helper()

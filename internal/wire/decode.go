@@ -4,6 +4,8 @@ package wire
 // waits or keeps a reference to a frame; group.go calls it and owns the bytes.
 
 import (
+	"bytes"
+	"context"
 	"encoding/binary"
 	"maps"
 	"slices"
@@ -31,8 +33,11 @@ type request struct {
 	version     int16
 	correlation int32
 	sent        time.Time
-	observed    bool   // it was understood, and so may be its answer
-	member      Member // who sent it, as far as the request says
+	observed    bool     // it was understood, and so may be its answer
+	member      Member   // who sent it, as far as the request says
+	join        *joining // set if it went out in another version than it was written in
+
+	answered context.CancelFunc // tells who vouches for the broker; nil: nobody does
 }
 
 // parseRequest reads the header of a frame that is about to be written. It fails
@@ -66,19 +71,27 @@ func skipString(p []byte) []byte {
 	return p[end:]
 }
 
-// tellSent reads the request's body, tells what it asks for, and keeps what its
-// answer will be matched with. A body that does not read makes a request that is
-// not observed, nor is its answer.
-func (r *request) tellSent(o Observer, body []byte) {
+// tellSent reads the body of the request in frame p, tells what it asks for, and
+// keeps what its answer will be matched with. It returns what is to be written,
+// which is p but for a JoinGroup that goes out in a newer version. A body that does
+// not read makes a request that is not observed, nor is its answer.
+func (r *request) tellSent(o Observer, p, body []byte, limits Limits) []byte {
 	if body == nil {
-		return
+		return p
+	}
+	upgrades := r.key == kmsg.JoinGroup && r.version == 0 && limits.JoinVersion > 0
+	if upgrades {
+		body = bytes.Clone(body) // it is kept, and p is not ours
 	}
 	req := r.key.Request()
 	req.SetVersion(r.version)
 	if req.ReadFrom(body) != nil {
-		return
+		return p
 	}
 	r.observed = true
+	if upgrades {
+		p = r.upgrade(p[:len(p)-len(body)], req.(*kmsg.JoinGroupRequest), o.MemberID, limits)
+	}
 	switch req := req.(type) {
 	case *kmsg.JoinGroupRequest:
 		r.member.ID = req.MemberID
@@ -92,22 +105,36 @@ func (r *request) tellSent(o Observer, body []byte) {
 		r.member.ID = req.MemberID
 		o.LeaveSent(req.MemberID)
 	}
+	return p
 }
 
 func (r *request) limit(l Limits) time.Duration {
-	if r.key == kmsg.JoinGroup || r.key == kmsg.SyncGroup {
+	if r.waitsForOthers() {
 		return l.Join
 	}
 	return l.Other
 }
 
-// tellAnswered reads the answer's body. One that does not read is not told: sarama
-// will not understand it either, and break the connection.
-func (r *request) tellAnswered(o Observer, body []byte) {
+// waitsForOthers reports whether the answer to r waits for other members.
+func (r *request) waitsForOthers() bool {
+	return r.key == kmsg.SyncGroup || r.key == kmsg.JoinGroup && (r.join == nil || !r.givesID())
+}
+
+// end says that r is not waited for any more.
+func (r *request) end() {
+	if r.answered != nil {
+		r.answered()
+	}
+}
+
+// tellAnswered reads the answer's body, and returns what it has read. One that does
+// not read is not told: sarama will not understand it either, and break the
+// connection.
+func (r *request) tellAnswered(o Observer, body []byte) kmsg.Response {
 	answer := r.key.Response()
 	answer.SetVersion(r.version)
 	if answer.ReadFrom(body) != nil {
-		return
+		return nil
 	}
 	switch answer := answer.(type) {
 	case *kmsg.JoinGroupResponse:
@@ -121,6 +148,7 @@ func (r *request) tellAnswered(o Observer, body []byte) {
 	case *kmsg.OffsetFetchResponse:
 		o.OffsetsFetched(offsets(answer))
 	}
+	return answer
 }
 
 func joinAnswer(sentID string, answer *kmsg.JoinGroupResponse) JoinAnswer {
@@ -140,26 +168,24 @@ func joinAnswer(sentID string, answer *kmsg.JoinGroupResponse) JoinAnswer {
 func topics(members []kmsg.JoinGroupResponseMember) []string {
 	union := make(map[string]struct{})
 	for _, m := range members {
-		for _, topic := range subscription(m.ProtocolMetadata) {
-			union[topic] = struct{}{}
+		if subscription, ok := subscriptionOf(m.ProtocolMetadata); ok {
+			for _, topic := range subscription.Topics {
+				union[topic] = struct{}{}
+			}
 		}
 	}
 	return slices.Sorted(maps.Keys(union))
 }
 
-// subscription reads a member's metadata as version 0, with whose fields every
+// subscriptionOf reads a member's metadata as version 0, with whose fields every
 // version begins: sarama-cluster says version 1 and then leaves out what version 1
 // adds (D27).
-func subscription(metadata []byte) []string {
+func subscriptionOf(metadata []byte) (m kmsg.ConsumerMemberMetadata, ok bool) {
 	if len(metadata) < 2 {
-		return nil
+		return m, false
 	}
 	v0 := slices.Concat([]byte{0, 0}, metadata[2:])
-	var m kmsg.ConsumerMemberMetadata
-	if m.ReadFrom(v0) != nil {
-		return nil
-	}
-	return m.Topics
+	return m, m.ReadFrom(v0) == nil
 }
 
 func offsets(answer *kmsg.OffsetFetchResponse) []Offset {

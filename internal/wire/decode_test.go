@@ -161,7 +161,7 @@ func TestOtherVersionsAreNotRead(t *testing.T) {
 			p := requestOf(req, req.AppendTo(nobody))
 			r, body, ok := parseRequest(p, time.Now())
 			require.True(t, ok)
-			r.tellSent(&recorder{}, body)
+			r.tellSent(&recorder{}, p, body, Limits{})
 			assert.Equal(t, want, r.observed, "%s v%d", key.Name(), version)
 		}
 	}

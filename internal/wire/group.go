@@ -1,14 +1,19 @@
 package wire
 
-// A group connection: reads along without changing a byte, and waits for each
-// answer as long as its request deserves. What a frame says is read in decode.go.
+// A group connection: reads along, waits for each answer as long as its request
+// deserves, and changes no byte but those of JoinGroup, for which see join.go. What
+// a frame says is read in decode.go.
 
 import (
+	"cmp"
+	"context"
 	"encoding/binary"
 	"net"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 const (
@@ -49,6 +54,7 @@ type groupConn struct {
 	answered time.Time  // when the last answer was complete
 	asked    time.Time  // the read deadline that sarama wants
 	blind    bool       // no more requests are remembered
+	dead     error      // why the connection was broken, if it was by us
 
 	// For the reader alone. A frame begins in held. Once it was observed, or proves
 	// not to be worth it, held becomes ready, and the rest passes straight through.
@@ -67,23 +73,34 @@ func newGroupConn(c net.Conn, o Observer, limits Limits) *groupConn {
 func (c *groupConn) Write(p []byte) (int, error) {
 	c.writing.Lock()
 	defer c.writing.Unlock()
-	r := c.expect(p)
-	n, err := c.Conn.Write(p)
-	if r != nil && n < len(p) {
+	r, frame := c.expect(p)
+	n, err := c.send(r, frame)
+	if n == len(frame) {
+		return len(p), err
+	}
+	return min(n, len(p)-1), err
+}
+
+// send writes the frame of r, which may be nil, with c.writing held.
+func (c *groupConn) send(r *request, frame []byte) (int, error) {
+	n, err := c.Conn.Write(frame)
+	if r != nil && n < len(frame) {
 		c.retract(r, n)
 	}
 	return n, err
 }
 
 // expect remembers the request in p before it is written: its answer may arrive
-// before Write returns. It returns nil if there is none to remember.
-func (c *groupConn) expect(p []byte) *request {
+// before Write returns. It returns the frame to be written, and no request if there
+// is none to remember.
+func (c *groupConn) expect(p []byte) (*request, []byte) {
 	if len(p) == 0 || c.isBlind() {
-		return nil
+		return nil, p
 	}
 	r, body, ok := parseRequest(p, time.Now())
+	frame := p
 	if ok {
-		r.tellSent(c.observer, body)
+		frame = r.tellSent(c.observer, p, body, c.limits)
 	}
 
 	c.mu.Lock()
@@ -92,11 +109,40 @@ func (c *groupConn) expect(p []byte) *request {
 		c.blind = true
 	}
 	if c.blind {
-		return nil
+		return nil, p
 	}
 	c.pending = append(c.pending, r)
+	c.await(r)
+	return r, frame
+}
+
+// await begins to wait for the answer to r, with mu held.
+func (c *groupConn) await(r *request) {
 	c.arm()
-	return r
+	if c.limits.Vouch == nil || !r.waitsForOthers() {
+		return
+	}
+	ctx, answered := context.WithCancel(context.Background())
+	r.answered = answered
+	go func() { // ends with ctx, which ends with the request or the connection
+		if err := c.limits.Vouch(ctx); err != nil && ctx.Err() == nil {
+			c.kill(err)
+		}
+	}()
+}
+
+// kill breaks the connection.
+func (c *groupConn) kill(why error) {
+	c.mu.Lock()
+	c.dead = why
+	c.mu.Unlock()
+	_ = c.Conn.Close() // sarama will close it once more, and be told
+}
+
+// Close closes the connection.
+func (c *groupConn) Close() error {
+	c.forget()
+	return c.Conn.Close()
 }
 
 // retract forgets a request that was not written whole: no answer will come. If a
@@ -127,7 +173,7 @@ func (c *groupConn) Read(p []byte) (int, error) {
 			c.err = nil
 			return 0, err
 		case c.passing > 0:
-			n, err := c.Conn.Read(p[:min(len(p), c.passing)])
+			n, err := c.read(p[:min(len(p), c.passing)])
 			if c.passing -= n; c.passing == 0 {
 				c.complete(c.current)
 			}
@@ -135,9 +181,20 @@ func (c *groupConn) Read(p []byte) (int, error) {
 		case c.sees():
 			c.receive()
 		default:
-			return c.Conn.Read(p)
+			return c.read(p)
 		}
 	}
+}
+
+// read is the connection's own, but for the reason of an error.
+func (c *groupConn) read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		err = cmp.Or(c.dead, err)
+	}
+	return n, err
 }
 
 // receive takes the beginning of an answer, or all of it if it is to be observed.
@@ -159,18 +216,87 @@ func (c *groupConn) receive() {
 	}
 
 	body := int(size) - (headerSize - 4)
-	if r.observed && size <= maxAnswer {
+	switch {
+	case r.observed && size <= maxAnswer:
 		if err := c.fill(headerSize + body); err != nil {
-			// Even after a timeout nobody reads on: hand out what there is, unobserved.
-			c.pass(r, headerSize+body-len(c.held))
-			c.release(err)
+			c.broken(r, headerSize+body-len(c.held), err)
 			return
 		}
-		r.tellAnswered(c.observer, c.held[headerSize:])
+		answer := r.tellAnswered(c.observer, c.held[headerSize:])
+		if r.join != nil {
+			joined, _ := answer.(*kmsg.JoinGroupResponse) // nil if it does not read
+			if c.joinAgain(r, joined) {
+				return
+			}
+			c.held = r.downgrade(c.held, joined)
+		}
 		body = 0
+	case r.join != nil: // too large to be held, not too large to be translated
+		if err := c.fill(headerSize + throttleSize); err != nil {
+			c.broken(r, 0, err)
+			return
+		}
+		body -= throttleSize
+		c.held = r.cutThrottle(c.held)
 	}
 	c.pass(r, body)
 	c.release(nil)
+}
+
+// broken deals with an answer to r whose rest has not come. Even after a timeout
+// nobody reads on: what there is is handed out, unobserved. Of an answer that would
+// have had to be translated nothing is.
+func (c *groupConn) broken(r *request, missing int, err error) {
+	if r.join != nil {
+		c.held = nil
+		c.forget()
+	} else {
+		c.pass(r, missing)
+	}
+	c.release(err)
+}
+
+// joinAgain sends the JoinGroup r again if its answer gives the member an id to join
+// with, and reports whether it did. sarama does not learn of it, and waits for the
+// answer to the second one.
+//
+// That answer comes after those to requests that were sent meanwhile, and sarama
+// takes answers in the order of its requests only. So if there are any, it gets to
+// see the refusal; sarama-cluster will join again, and that goes out with the id.
+func (c *groupConn) joinAgain(r *request, answer *kmsg.JoinGroupResponse) bool {
+	id, given := r.givenID(answer)
+	if !given {
+		return false
+	}
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	again := r.withID(id)
+	if !c.replace(r, again) {
+		return false
+	}
+	c.observer.JoinSent(id)
+	if c.limits.Other > 0 { // sarama sets a deadline only for what it writes itself
+		_ = c.SetWriteDeadline(time.Now().Add(c.limits.Other)) // fails when closed, as Write will
+	}
+	_, err := c.send(again, again.join.frame())
+	c.held = nil
+	c.release(err)
+	return true
+}
+
+// replace puts a request that is about to be written in the place of one that was
+// answered, if nothing was written after that one.
+func (c *groupConn) replace(answered, r *request) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.blind || len(c.pending) != 1 || c.pending[0] != answered {
+		return false
+	}
+	r.sent = time.Now()
+	c.answered = r.sent
+	c.pending[0] = r
+	c.await(r)
+	return true
 }
 
 // fill receives until size bytes are held. Its memory grows with what has arrived,
@@ -180,7 +306,7 @@ func (c *groupConn) fill(size int) error {
 		if len(c.held) == cap(c.held) {
 			c.held = slices.Grow(c.held, min(size-len(c.held), max(len(c.held), 512)))
 		}
-		n, err := c.Conn.Read(c.held[len(c.held):min(size, cap(c.held))])
+		n, err := c.read(c.held[len(c.held):min(size, cap(c.held))])
 		c.held = c.held[:len(c.held)+n]
 		if err != nil && len(c.held) < size {
 			return err
@@ -211,6 +337,7 @@ func (c *groupConn) complete(r *request) {
 
 // drop is called with mu held, as arm is.
 func (c *groupConn) drop(r *request) {
+	r.end()
 	c.pending = slices.DeleteFunc(c.pending, func(p *request) bool { return p == r })
 }
 
@@ -240,6 +367,9 @@ func (c *groupConn) sees() bool {
 func (c *groupConn) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for _, r := range c.pending {
+		r.end()
+	}
 	c.blind, c.pending = true, nil
 	c.arm()
 }

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -339,9 +341,15 @@ var limits = Limits{Join: 30 * time.Second, Other: 5 * time.Second}
 // pipe is a group connection and the broker's end of it, in a synctest bubble.
 func pipe(t *testing.T, o Observer) (c net.Conn, broker net.Conn) {
 	t.Helper()
+	return pipeOf(t, o, limits)
+}
+
+func pipeOf(t *testing.T, o Observer, limits Limits) (c net.Conn, broker net.Conn) {
+	t.Helper()
 	near, far := net.Pipe()
-	t.Cleanup(func() { near.Close(); far.Close() })
-	return newGroupConn(near, o, limits), far
+	c = newGroupConn(near, o, limits)
+	t.Cleanup(func() { c.Close(); far.Close() })
+	return c, far
 }
 
 // send writes a request and takes it off the broker's end.
@@ -558,4 +566,98 @@ func TestConcurrentUse(t *testing.T) {
 	// The broker's last answer may be lost to the Close, no other.
 	assert.GreaterOrEqual(t, got, 10*(4*each-1)-1)
 	assert.GreaterOrEqual(t, len(told.sent), 4*each-1)
+}
+
+// vouching are limits with somebody who vouches for the broker until fail is sent
+// something. It counts who does.
+func vouching(version int16) (l Limits, now *atomic.Int32, fail chan error) {
+	l, now, fail = upgrading(version), new(atomic.Int32), make(chan error)
+	l.Vouch = func(ctx context.Context) error {
+		now.Add(1)
+		defer now.Add(-1)
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-fail:
+			return err
+		}
+	}
+	return l, now, fail
+}
+
+// While a request waits for other members its deadline says nothing about the broker.
+func TestSomebodyVouchesForTheBroker(t *testing.T) {
+	tests := []struct {
+		name    string
+		version int16
+		request kmsg.Request
+		want    int32
+	}{
+		{"JoinGroup", 4, clusterJoin("m"), 1},
+		{"JoinGroup as it is", 0, clusterJoin("m"), 1},
+		{"SyncGroup", 4, syncGroup("m", 7), 1},
+		{"JoinGroup of a new member, which waits for nobody", 4, clusterJoin(""), 0},
+		{"JoinGroup of a new member, which waits", 2, clusterJoin(""), 1},
+		{"heartbeat", 4, heartbeat(0, "m", 7), 0},
+	}
+	for _, tt := range tests {
+		for _, end := range []string{"answered", "closed"} {
+			t.Run(tt.name+", "+end, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					limits, now, _ := vouching(tt.version)
+					c, broker := pipeOf(t, &recorder{}, limits)
+					go func() { _, _ = io.Copy(io.Discard, broker) }()
+					_, err := c.Write(requestFrame(tt.request, 1))
+					require.NoError(t, err)
+					synctest.Wait()
+					assert.Equal(t, tt.want, now.Load())
+					if end == "closed" {
+						c.Close()
+					} else {
+						go func() { _, _ = broker.Write(frame(1, make([]byte, 40))) }()
+						_, err = c.Read(make([]byte, 44))
+						require.NoError(t, err)
+						go func() { _, _ = io.Copy(io.Discard, c) }()
+					}
+					synctest.Wait()
+					assert.Zero(t, now.Load())
+				})
+			})
+		}
+	}
+}
+
+func TestNewMemberIsVouchedForOnceItWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limits, now, _ := vouching(4)
+		c, broker := pipeOf(t, &recorder{}, limits)
+		go func() { _, _ = io.Copy(io.Discard, broker) }()
+		_, err := c.Write(requestFrame(clusterJoin(""), 1))
+		require.NoError(t, err)
+		go func() { _, _ = c.Read(make([]byte, 1)) }()
+		_, err = broker.Write(answerFrame(requiresID("given"), 1))
+		require.NoError(t, err)
+		synctest.Wait()
+		assert.EqualValues(t, 1, now.Load())
+	})
+}
+
+func TestBrokerThatNobodyVouchesForIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limits, _, fail := vouching(4)
+		c, broker := pipeOf(t, &recorder{}, limits)
+		go func() { _, _ = io.Copy(io.Discard, broker) }()
+		_, err := c.Write(requestFrame(clusterJoin("m"), 1))
+		require.NoError(t, err)
+		hangs := errors.New("the broker hangs")
+		go func() {
+			time.Sleep(10 * time.Second)
+			fail <- hangs
+		}()
+		took, err := await(c, headerSize)
+		require.ErrorIs(t, err, hangs)
+		assert.Equal(t, 10*time.Second, took)
+		_, err = c.Write(requestFrame(heartbeat(0, "m", 7), 2))
+		require.Error(t, err, "it is closed")
+	})
 }

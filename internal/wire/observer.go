@@ -1,9 +1,12 @@
 package wire
 
-// What is told about a group connection, as plain values. decode.go fills them in,
-// group.go decides when they are told.
+// What is told about a group connection, as plain values, and how it is to treat
+// requests. decode.go fills the values in, group.go decides when they are told.
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // An Observer is told what passes on a group connection: a request just before its
 // bytes are written, an answer before any of its bytes is handed to the reader.
@@ -16,8 +19,17 @@ import "time"
 //
 // err is Kafka's error code, zero for none.
 type Observer interface {
+	// MemberID is asked before a JoinGroup without a member id is written in a newer
+	// version ([Limits.JoinVersion]): the id that the group has given this member, in
+	// an answer that may have got lost on its way to sarama-cluster. Joining with it,
+	// the member takes its own place again and leaves no ghost behind. Empty: none, or
+	// one that the group does not know any more.
+	MemberID() string
+
 	// JoinSent is told with the member id of the request, empty for a new member.
 	JoinSent(memberID string)
+	// JoinAnswered is told with MEMBER_ID_REQUIRED too, before the JoinGroup is sent
+	// again with the id that it gives.
 	JoinAnswered(answer JoinAnswer)
 
 	// SyncAnswered is told with the member as it was sent: the answer names none.
@@ -65,9 +77,25 @@ type Offset struct {
 	Err       int16
 }
 
-// Limits says how long an answer may take, from the writing of its request or from
-// the answer before it, whichever is later. Zero leaves it to sarama's deadline.
+// Limits says how a group connection treats its requests.
+//
+// An answer may take as long as is said here, from the writing of its request or
+// from the answer before it, whichever is later. Zero leaves it to sarama's deadline.
 type Limits struct {
 	Join  time.Duration // JoinGroup and SyncGroup, which wait for the whole group
 	Other time.Duration
+
+	// JoinVersion is the version that a JoinGroup of version 0 goes out in, which is
+	// the only one that sarama-cluster speaks. Zero: 0. From 1 on it carries
+	// RebalanceTimeout, how long the group waits for this member in a rebalance. With
+	// 4 a new member is given its id before it waits, so that it can leave meanwhile.
+	JoinVersion      int16
+	RebalanceTimeout time.Duration
+
+	// Vouch, if it is set, is called in a goroutine of its own for each request that
+	// may take as long as Join: a broker that hangs looks like members that drain. It
+	// returns an error when the broker shows no sign of life, which breaks the
+	// connection with that error; and nil, soon, when ctx ends, because the request was
+	// answered or the connection closed.
+	Vouch func(ctx context.Context) error
 }

@@ -26,6 +26,7 @@ type recorder struct {
 	mu    sync.Mutex
 	lines []string
 	sent  []time.Time // of the heartbeats answered
+	id    string      // MemberID
 }
 
 func (r *recorder) add(format string, args ...any) {
@@ -40,6 +41,7 @@ func (r *recorder) told() []string {
 	return append([]string(nil), r.lines...)
 }
 
+func (r *recorder) MemberID() string                 { return r.id }
 func (r *recorder) JoinSent(id string)               { r.add("join sent %q", id) }
 func (r *recorder) JoinAnswered(a JoinAnswer)        { r.add("join answered %+v", a) }
 func (r *recorder) SyncAnswered(m Member, err int16) { r.add("sync answered %v %d", m, err) }
@@ -145,6 +147,7 @@ type script struct {
 	out      []byte
 	fail     func(p []byte) (int, error)
 	deadline time.Time
+	writeBy  time.Time
 	onRead   func()
 	onWrite  func()
 }
@@ -178,4 +181,5 @@ func (s *script) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (s *script) SetReadDeadline(t time.Time) error { s.deadline = t; return nil }
+func (s *script) SetReadDeadline(t time.Time) error  { s.deadline = t; return nil }
+func (s *script) SetWriteDeadline(t time.Time) error { s.writeBy = t; return nil }
