@@ -1,8 +1,8 @@
 package kgroup
 
-// The lanes of a generation: open, drain, lose. The engine calls in here; from
-// here messages are dispatched to lanes. An assignment outlives its generations:
-// it remembers the orphans.
+// The lanes of a generation: opening, sealing, committing them. The engine calls in
+// here; from here messages are dispatched to lanes. How a generation ends is in
+// drain.go. An assignment outlives its generations: it remembers the orphans.
 
 import (
 	"cmp"
@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -338,204 +337,6 @@ func (g *generation) discard() {
 }
 
 func (g *generation) lane(p engine.Partition) *lane { return g.index[p] }
-
-// Revoke implements [engine.Session]: it drains a generation.
-func (a *assignment) Revoke(number int64, cancelAt, until time.Time) {
-	a.mu.Lock()
-	g := a.current
-	a.mu.Unlock()
-	if g == nil || g.number != number {
-		return
-	}
-	ctx, cancel := context.WithDeadline(context.Background(), until)
-	defer cancel()
-	if err := a.drain(ctx, g, cancelAt, time.Time{}, ErrPartitionLost); err != nil {
-		a.Error(err)
-	}
-}
-
-// commitTime is what a rebalance's drain has for its last commit if the last handler
-// has returned late; the budget of a drain leaves it out.
-const commitTime = time.Second
-
-// drain seals g, waits for the handlers at work, and commits, until commitBy (zero:
-// until ctx ends, or commitTime). At cancelAt they are cancelled with cause; when ctx ends they are given up: their
-// lanes become orphans. Whoever comes second (a rebalance during the shutdown) waits for the
-// outcome of the first.
-func (a *assignment) drain(ctx context.Context, g *generation, cancelAt, commitBy time.Time, cause error) error {
-	g.close()
-	cancel := time.AfterFunc(time.Until(cancelAt), func() {
-		for _, l := range g.lanes {
-			l.cancel(cause)
-		}
-	})
-	defer cancel.Stop()
-	for _, l := range g.lanes {
-		select {
-		case <-l.done:
-			continue
-		case <-ctx.Done():
-		case <-g.over: // lost, or drained by somebody else
-		}
-		break
-	}
-	rebalance := commitBy.IsZero()
-	if rebalance {
-		commitBy, _ = ctx.Deadline()
-		if least := time.Now().Add(commitTime); commitBy.Before(least) {
-			commitBy = least
-		}
-	}
-	commit, stop := context.WithDeadline(context.WithoutCancel(ctx), commitBy)
-	defer stop()
-	if !a.end(g) {
-		select {
-		case <-g.over:
-			return g.err
-		case <-commit.Done():
-			return errors.New("kgroup: the last commit before the partitions are given up has not been answered")
-		}
-	}
-	var orphans, drained []*lane
-	for _, l := range g.lanes {
-		if isClosed(l.done) {
-			drained = append(drained, l)
-		} else {
-			orphans = append(orphans, l)
-		}
-	}
-	a.abandon(orphans, cause, 0)
-	a.revoked(drained)
-	err := a.committer.commitUntil(commit, g, nil)
-	if rebalance {
-		err = a.committer.commitWhenReached(context.WithoutCancel(ctx), g, err)
-	}
-	if err != nil {
-		err = fmt.Errorf("kgroup: last commit before the partitions are given up: %w", err)
-	}
-	a.over(g, err)
-	return err
-}
-
-// Lost implements [engine.Session].
-func (a *assignment) Lost(number int64, cause error) {
-	a.mu.Lock()
-	g := a.current
-	a.mu.Unlock()
-	if g == nil || g.number != number || !a.end(g) {
-		return
-	}
-	g.close()
-	a.mu.Lock()
-	a.setState(Rebalancing)
-	a.mu.Unlock()
-	a.log.Error("partitions lost", "error", cause)
-	err := fmt.Errorf("%w: %w", ErrPartitionLost, cause)
-	a.abandon(g.lanes, err, lostGrace)
-	a.over(g, err)
-}
-
-// end reports whether the caller is the one who ends g.
-func (a *assignment) end(g *generation) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	first := !g.ending
-	g.ending = true
-	return first
-}
-
-// over says that g has ended, and how.
-func (a *assignment) over(g *generation, err error) {
-	g.err = err
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.current == g {
-		a.current, a.outcome = nil, err
-		a.announce()
-	}
-	close(g.over)
-}
-
-// lostGrace is what the handlers of a lost generation have to return in before they
-// are said not to have: enough for one that looks at its context.
-const lostGrace = 100 * time.Millisecond
-
-func waitAtMost(d time.Duration, lanes []*lane) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	for _, l := range lanes {
-		if !isClosed(l.after) {
-			continue
-		}
-		select {
-		case <-l.done:
-		case <-timer.C:
-			return
-		}
-	}
-}
-
-// abandon cancels the lanes' handlers and gives the lanes up. Those whose handler is
-// still at work become orphans.
-func (a *assignment) abandon(lanes []*lane, cause error, grace time.Duration) {
-	for _, l := range lanes {
-		l.cancel(cause) // all of them before the first hook, which may take its time
-	}
-	if grace > 0 {
-		waitAtMost(grace, lanes)
-	}
-	a.mu.Lock()
-	for _, l := range lanes {
-		if isClosed(l.after) && !isClosed(l.done) { // else it is idle, or waits for an orphan itself
-			a.orphans[l.partition] = l
-		}
-	}
-	a.mu.Unlock()
-	for _, l := range lanes {
-		if isClosed(l.after) && !isClosed(l.done) {
-			l.log.Error("handler has not returned: its partition is given up", "offset", l.position())
-		}
-		if a.hooks.Lost != nil {
-			l.tell(func() { a.hooks.Lost(l.partition.Topic, l.partition.Number, l.position(), cause) })
-		}
-	}
-}
-
-// revoked tells the hook that lanes were drained.
-func (a *assignment) revoked(lanes []*lane) {
-	for _, l := range lanes {
-		l.cancel(ErrPartitionLost)
-		if a.hooks.Revoke != nil {
-			l.tell(func() { a.hooks.Revoke(l.partition.Topic, l.partition.Number, l.position()) })
-		}
-	}
-}
-
-// shutdown drains for good.
-func (a *assignment) shutdown(ctx context.Context, cancelAt, commitBy time.Time) error {
-	a.mu.Lock()
-	a.stopped = true
-	a.setState(Stopping)
-	g := a.current
-	a.mu.Unlock()
-	var errs []error
-	if g != nil {
-		errs = append(errs, a.drain(ctx, g, cancelAt, commitBy, ErrShutdownTimeout))
-	}
-	a.mu.Lock()
-	orphans := maps.Clone(a.orphans)
-	a.mu.Unlock()
-	for _, p := range slices.SortedFunc(maps.Keys(orphans), comparePartitions) {
-		select {
-		case <-orphans[p].done:
-		case <-ctx.Done():
-		}
-		if !isClosed(orphans[p].done) {
-			errs = append(errs, fmt.Errorf("kgroup: the handler of %v has not returned after its context was cancelled; it was at or after offset %d, which is not committed", p, orphans[p].position()))
-		}
-	}
-	return errors.Join(errs...)
-}
 
 // commit takes every lane's frontier to the broker and returns when it has
 // answered. While a rebalance is under way it waits for the outcome.

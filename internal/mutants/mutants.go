@@ -18,7 +18,7 @@ var mutants = []mutant{
 	},
 	{
 		name: "no-drain",
-		file: "assignment.go",
+		file: "drain.go",
 		old:  "		case <-l.done:\n			continue\n		case <-ctx.Done():\n",
 		new:  "		default:\n			_ = l\n			continue\n		case <-ctx.Done():\n",
 		test: "TestDrainWaitsForTheHandlerAtWork",
@@ -32,9 +32,9 @@ var mutants = []mutant{
 	},
 	{
 		name: "no-last-commit",
-		file: "assignment.go",
-		old:  "	err := a.committer.commitUntil(commit, g, nil)\n",
-		new:  "	err := commit.Err()\n",
+		file: "drain.go",
+		old:  "		err := a.committer.commitUntil(commit, g, nil)\n",
+		new:  "		err := commit.Err()\n",
 		test: "TestDrainWaitsForTheHandlerAtWork",
 	},
 	{
@@ -53,7 +53,7 @@ var mutants = []mutant{
 	},
 	{
 		name: "loss-does-not-cancel",
-		file: "assignment.go",
+		file: "drain.go",
 		old:  "		l.cancel(cause) // all of them before the first hook, which may take its time\n",
 		new:  "		_ = l\n",
 		test: "TestLost",
