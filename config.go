@@ -34,7 +34,8 @@ type Config struct {
 	// Brokers are the addresses ("host:port", IPv6 in brackets) asked first for the
 	// rest of the cluster. One that answers is enough; name several, so that one of
 	// them being down does not keep the service from starting. Repeated addresses
-	// count once.
+	// count once. Run connects once to each broker of the cluster at its start, to find
+	// what all of them speak.
 	Brokers []string
 
 	// Group is the name of the consumer group. All members should have the same Topics.

@@ -58,13 +58,14 @@ func (g *group) vouch(ctx context.Context, addr string) error {
 			return nil
 		}
 		err := p.beat(ctx, alive.Add(patience))
+		silent := time.Since(alive)
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
 			alive = time.Now()
-		case time.Since(alive) >= patience:
-			return fmt.Errorf("while the other members were waited for, broker %s has shown no sign of life for %v: %w", addr, patience, err)
+		case silent+pulseInterval > patience: // the next answer would come too late
+			return fmt.Errorf("while the other members were waited for, broker %s has shown no sign of life for %v: %w", addr, silent.Round(100*time.Millisecond), err)
 		}
 	}
 }

@@ -32,7 +32,7 @@ func TestBrokerHangsWhileMembersWait(t *testing.T) {
 				began := time.Now()
 				eventually(t, "the failure", func() bool { return len(s.history.all("failed")) > 0 })
 				assert.LessOrEqual(t, time.Since(began), 15*time.Second)
-				assert.Len(t, s.history.all("failed: ", "broker one:9092 has shown no sign of life for 9.66"), 1, "%v", s.history.all("failed"))
+				assert.Len(t, s.history.all("failed: ", "broker one:9092 has shown no sign of life for 9.7s"), 1, "%v", s.history.all("failed"))
 
 				kafka.on(key, nil)
 				kafka.on(kmsg.ApiVersions, nil)
@@ -45,6 +45,24 @@ func TestBrokerHangsWhileMembersWait(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The same if it refuses connections, while the one that the answer is to come on stays open.
+func TestBrokerCannotBeReachedWhileMembersWait(t *testing.T) {
+	onEngine(t, Multiplex, patient, func(t *testing.T, g *group, s *fakeSession, kafka *fakeKafka) {
+		opensGeneration(t, s, 1)
+		kafka.on(kmsg.JoinGroup, silence)
+		kafka.rebalance()
+		eventually(t, "the request", func() bool { return kafka.count(kmsg.JoinGroup) == 3 })
+		kafka.fail("one:9092", errUnreachable)
+		began := time.Now()
+		eventually(t, "the failure", func() bool { return len(s.history.all("failed")) > 0 })
+		assert.LessOrEqual(t, time.Since(began), 10*time.Second)
+		assert.Greater(t, time.Since(began), 2*pulseInterval, "one failure is not enough")
+		kafka.fail("one:9092", nil)
+		kafka.on(kmsg.JoinGroup, nil)
+		opensGeneration(t, s, 2)
+	})
 }
 
 // Other members may take minutes to drain, and short interruptions of the pulse do not
