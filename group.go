@@ -81,7 +81,7 @@ func newGroup(cfg Config, topics *matcher, built *cluster.Config, log *slog.Logg
 		topics:   topics,
 		log:      log,
 		cluster:  built,
-		network:  wire.NewNetwork(cfg.Dial, cfg.ConnectTimeout),
+		network:  wire.NewNetwork(cfg.Dial, cfg.ConnectTimeout, wire.Security{}),
 		created:  make(chan struct{}),
 		seals:    make(chan chan struct{}),
 		loopDone: make(chan struct{}),
