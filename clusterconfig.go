@@ -135,7 +135,7 @@ func (c Config) baseConfig() *cluster.Config {
 
 // network is what makes the connections.
 func (c Config) network() *wire.Network {
-	return wire.NewNetwork(c.Dial, c.ConnectTimeout)
+	return wire.NewNetwork(c.Dial, c.ConnectTimeout, c.security())
 }
 
 // ownConnections reports whether a loop of one's own needs our connections.

@@ -102,6 +102,7 @@ func newGroup(cfg Config, topics *matcher, built *cluster.Config, log *slog.Logg
 	}
 	built.MetricRegistry.Each(func(name string, _ any) { g.metrics[name] = true })
 	g.takeBack = sync.OnceFunc(func() { close(g.taken) })
+	g.network.Report = func(err error) { g.session.Error(err) }
 	g.slot, g.endSlot = context.WithCancel(context.Background())
 	g.quitting, g.quit = context.WithCancel(context.Background())
 	g.member = newMembership(built.Group.Session.Timeout, g.refused, func() { g.levers.reset() })

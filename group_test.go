@@ -54,7 +54,7 @@ var startMeters = sync.OnceFunc(func() {
 	conf.Net.Proxy.Dialer = wire.NewNetwork(func(context.Context, string, string) (net.Conn, error) {
 		c, _ := net.Pipe()
 		return c, nil
-	}, time.Second).Data()
+	}, time.Second, wire.Security{}).Data()
 	b := sarama.NewBroker("one:9092")
 	_ = b.Open(conf)
 	_, _ = b.Connected()

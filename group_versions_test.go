@@ -88,7 +88,7 @@ func TestOlderBrokerComesLater(t *testing.T) {
 	onEngine(t, Multiplex, change, func(t *testing.T, g *group, s *fakeSession, kafka *fakeKafka) {
 		opensGeneration(t, s, 1)
 		assert.Equal(t, sarama.V2_1_0_0, g.spoken.version)
-		assert.Equal(t, []string{"error: at the start: broker two:9092: connection refused"}, s.history.all("error"))
+		assert.Equal(t, []string{"error: at the start: dial two:9092: connection refused"}, s.history.all("error"))
 
 		time.Sleep(time.Minute)
 		assert.Len(t, s.history.all("error"), 1)

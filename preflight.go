@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/Shopify/sarama"
+
+	"github.com/kgroup-go/kgroup/internal/wire"
 )
 
 // A probe is what one broker has said.
@@ -21,6 +23,14 @@ type probe struct {
 	broker *sarama.Broker // open, if err is nil
 	apis   apis
 	err    error
+}
+
+// failure is p.err with the broker's address, which a failed connection names itself.
+func (p probe) failure() error {
+	if errors.As(p.err, new(*wire.ConnectError)) {
+		return p.err
+	}
+	return fmt.Errorf("%s: %w", p.addr, p.err)
 }
 
 // preflight asks the brokers what they speak, those of Config.Brokers first and then
@@ -40,7 +50,7 @@ func (g *group) preflight(ctx context.Context) error {
 	}
 	reached, failures := sortProbes(probes)
 	if len(reached) == 0 {
-		return fmt.Errorf("kgroup: no broker can be reached (are the addresses right, is the cluster up, does it expect TLS or SASL?): %w", errors.Join(failures...))
+		return fmt.Errorf("kgroup: no broker can be reached (are the addresses right, is the cluster up, does it expect what Config.TLS and Config.Auth say?): %w", errors.Join(failures...))
 	}
 	if _, err := agree(reached, g.cluster.Version); err != nil {
 		return err // before anything else is asked of them
@@ -63,7 +73,7 @@ func (g *group) preflight(ctx context.Context) error {
 		return err
 	}
 	for _, err := range failures {
-		g.session.Error(fmt.Errorf("at the start: broker %w", err))
+		g.session.Error(fmt.Errorf("at the start: %w", err))
 	}
 	if err := g.checkTopics(reached, cluster.Topics); err != nil {
 		return err
@@ -101,7 +111,7 @@ func (g *group) probes(addrs []string) []probe {
 func sortProbes(probes []probe) (reached []probe, failures []error) {
 	for _, p := range probes {
 		if p.err != nil {
-			failures = append(failures, fmt.Errorf("%s: %w", p.addr, p.err))
+			failures = append(failures, p.failure())
 		} else {
 			reached = append(reached, p)
 		}
@@ -132,7 +142,7 @@ func (g *group) probe(addr string) (*sarama.Broker, apis, error) {
 	answer, err := broker.ApiVersions(&sarama.ApiVersionsRequest{})
 	if err != nil {
 		_ = broker.Close()
-		return nil, nil, fmt.Errorf("ask for its protocol versions: %w (is this a Kafka listener without TLS and SASL?)", err)
+		return nil, nil, fmt.Errorf("ask for its protocol versions: %w", err)
 	}
 	found := apis{}
 	for _, key := range answer.ApiKeys {

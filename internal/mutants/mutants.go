@@ -150,6 +150,22 @@ var mutants = []mutant{
 		test: "TestSessionClock",
 	},
 	{
+		name:   "renewed-while-pending",
+		file:   "internal/wire/renew.go",
+		old:    " || r.pending != 0",
+		new:    "",
+		module: "internal/wire",
+		test:   "TestRenewalUnderLoad",
+	},
+	{
+		name:   "session-overstayed",
+		file:   "internal/wire/renew.go",
+		old:    "	if err := r.hold(); err != nil {\n		return 0, err\n	}\n",
+		new:    "",
+		module: "internal/wire",
+		test:   "TestWriteWaitsForTheChange",
+	},
+	{
 		name: "ghost-left-behind",
 		file: "group_protocol.go",
 		old:  "		if g.leaving.Load() {\n			g.leaveEarly()\n		}\n",

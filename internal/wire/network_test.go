@@ -32,7 +32,7 @@ func TestDataConnectionsAreUntouched(t *testing.T) {
 		}
 	}()
 
-	n := NewNetwork(nil, 5*time.Second)
+	n := NewNetwork(nil, 5*time.Second, Security{})
 	defer n.Close()
 	c, err := n.Data().Dial("tcp", listener.Addr().String())
 	require.NoError(t, err)
@@ -52,18 +52,18 @@ func TestDataConnectionsAreUntouched(t *testing.T) {
 }
 
 func TestDialerIsHarmlessInALog(t *testing.T) {
-	n := NewNetwork(pipes, time.Second)
+	n := NewNetwork(pipes, time.Second, Security{})
 	assert.Equal(t, "kgroup kgroup", fmt.Sprint(n.Data(), " ", n.Group(&recorder{}, Limits{})))
 }
 
 func TestDialError(t *testing.T) {
 	refused := errors.New("refused")
-	n := NewNetwork(func(context.Context, string, string) (net.Conn, error) { return nil, refused }, time.Second)
+	n := NewNetwork(func(context.Context, string, string) (net.Conn, error) { return nil, refused }, time.Second, Security{})
 	c, err := n.Group(&recorder{}, Limits{}).Dial("tcp", "b:1")
 	require.ErrorIs(t, err, refused)
 	assert.Nil(t, c)
 
-	n = NewNetwork(func(context.Context, string, string) (net.Conn, error) { return nil, nil }, time.Second)
+	n = NewNetwork(func(context.Context, string, string) (net.Conn, error) { return nil, nil }, time.Second, Security{})
 	_, err = n.Data().Dial("tcp", "b:1")
 	require.ErrorContains(t, err, "dial b:1: the dial func returned neither")
 	assert.Zero(t, n.Open())
@@ -86,7 +86,7 @@ func TestDialTimeout(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				n := NewNetwork(tt.dial, 10*time.Second)
+				n := NewNetwork(tt.dial, 10*time.Second, Security{})
 				start := time.Now()
 				_, err := n.Data().Dial("tcp", "b:1")
 				require.ErrorIs(t, err, context.DeadlineExceeded)
@@ -110,7 +110,7 @@ func TestLateConnectionIsClosed(t *testing.T) {
 			var near net.Conn
 			near, far = net.Pipe()
 			return near, nil
-		}, 10*time.Second)
+		}, 10*time.Second, Security{})
 		_, err := n.Data().Dial("tcp", "b:1")
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		time.Sleep(time.Minute)
@@ -132,7 +132,7 @@ func TestCloseCutsEverything(t *testing.T) {
 			c, other := net.Pipe()
 			others = append(others, other)
 			return c, nil
-		}, time.Minute)
+		}, time.Minute, Security{})
 
 		data, err := n.Data().Dial("tcp", "b:1")
 		require.NoError(t, err)
@@ -184,7 +184,7 @@ func TestCloseIsTheReasonOfACancelledDial(t *testing.T) {
 			n := NewNetwork(func(ctx context.Context, _, _ string) (net.Conn, error) {
 				<-ctx.Done()
 				return nil, errors.New("operation was canceled")
-			}, time.Minute)
+			}, time.Minute, Security{})
 			time.AfterFunc(time.Second, n.Close)
 			_, err := n.Data().Dial("tcp", "b:1")
 			require.ErrorIs(t, err, net.ErrClosed)
@@ -196,7 +196,7 @@ func TestCloseIsTheReasonOfACancelledDial(t *testing.T) {
 // nothing open: for the race detector.
 func TestCloseWhileDialing(t *testing.T) {
 	for range 50 {
-		n := NewNetwork(pipes, time.Minute)
+		n := NewNetwork(pipes, time.Minute, Security{})
 		var all sync.WaitGroup
 		for range 8 {
 			all.Go(func() {

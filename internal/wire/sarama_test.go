@@ -26,7 +26,7 @@ func TestSaramaBrokerThroughAGroupConnection(t *testing.T) {
 	})
 
 	var told recorder
-	n := NewNetwork(nil, 5*time.Second)
+	n := NewNetwork(nil, 5*time.Second, Security{})
 	defer n.Close()
 	cfg := sarama.NewConfig()
 	cfg.Version = sarama.V2_1_0_0
