@@ -65,7 +65,7 @@ func TestStartFails(t *testing.T) {
 		{
 			name:  "hangs up, as a TLS listener does",
 			kafka: func(k *fakeKafka) { k.on(kmsg.ApiVersions, func(c *call) kmsg.Response { c.hangUp(); return nil }) },
-			says:  []string{"no broker can be reached", "one:9092", "two:9092", "ask for its protocol versions: ", "does this listener expect TLS?"},
+			says:  []string{"no broker can be reached", "one:9092", "two:9092", "ask for its protocol versions: ", "Config.TLS and Config.Auth"},
 		},
 		{
 			// What a firewall does that accepts for somebody else.
