@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kgroup-go/kgroup"
+	"github.com/kgroup-go/kgroup/e2e/faults"
 )
 
 // scenarios are the suite. Those that take longest come first, so that nobody waits
@@ -233,15 +234,15 @@ func newestJoin(e *env) {
 
 // The same when the first member has lost its session before it has handled anything.
 func newestLost(e *env) {
-	var cable link
-	_, f := newestFirst(e, cable.dial)
+	var cable faults.Link
+	_, f := newestFirst(e, cable.Dial)
 	e.history.SessionLost("a")
-	cable.cut()
+	cable.Cut()
 	b := e.start("b", on(f.topic, f.handle), newest)
 	b.owns(4)
 	f.handling.Store(true)
 	e.awaitCommitted()
-	cable.mend()
+	cable.Mend()
 	e.awaitMembers("a", "b")
 	e.history.SessionBack("a")
 }
