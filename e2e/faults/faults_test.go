@@ -123,6 +123,29 @@ func TestUntil(t *testing.T) {
 	})
 }
 
+func TestAnswer(t *testing.T) {
+	broker := kgrouptest.Start(t)
+	for _, version := range []int16{2, 12} { // the second has tags
+		resp := kmsg.NewPtrMetadataResponse()
+		resp.Version, resp.ControllerID = version, 42
+		c := dial(t, serve(t, Until(broker.Addrs()[0], kmsg.Metadata, Answer(resp, Silent))))
+		req := kmsg.NewPtrMetadataRequest()
+		req.Version = version
+		ask(t, c, req)
+		frame, err := readFrame(c)
+		require.NoError(t, err)
+		body := frame[8:]
+		if resp.IsFlexible() {
+			body = body[1:]
+		}
+		got := kmsg.NewPtrMetadataResponse()
+		got.Version = version
+		require.NoError(t, got.ReadFrom(body))
+		assert.EqualValues(t, 42, got.ControllerID)
+		silent(t, c)
+	}
+}
+
 func TestTLS(t *testing.T) {
 	broker := kgrouptest.Start(t)
 	ca, err := certs.NewAuthority("ca")

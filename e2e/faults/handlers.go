@@ -46,6 +46,29 @@ func Frame(size uint32) Handler {
 	}
 }
 
+// Answer answers one request, whatever it is, with resp, and leaves the rest to then.
+func Answer(resp kmsg.Response, then Handler) Handler {
+	return func(ctx context.Context, c net.Conn) {
+		request, err := readFrame(c)
+		if err != nil || len(request) < header {
+			return
+		}
+		answer := append(make([]byte, 4), request[8:header]...) // its size, the correlation id
+		if resp.IsFlexible() && kmsg.Key(resp.Key()) != kmsg.ApiVersions {
+			answer = append(answer, 0) // tags
+		}
+		answer = resp.AppendTo(answer)
+		binary.BigEndian.PutUint32(answer, uint32(len(answer)-4))
+		if _, err := c.Write(answer); err == nil {
+			then(ctx, c)
+		}
+	}
+}
+
+// header is how many bytes of a request come before its client id: size, kind,
+// version, correlation id.
+const header = 12
+
 // heard reports whether the client has said something.
 func heard(c net.Conn) bool {
 	n, _ := c.Read(make([]byte, 64<<10))
@@ -123,7 +146,7 @@ func readFrame(r io.Reader) ([]byte, error) {
 }
 
 func kindOf(request []byte) kmsg.Key {
-	if len(request) < 6 {
+	if len(request) < header {
 		return -1
 	}
 	return kmsg.Key(binary.BigEndian.Uint16(request[4:]))
