@@ -16,6 +16,7 @@ import (
 
 	"github.com/kgroup-go/kgroup"
 	"github.com/kgroup-go/kgroup/e2e/faults"
+	"github.com/kgroup-go/kgroup/e2e/kafka"
 )
 
 // scenarios are the suite. Those that take longest come first, so that nobody waits
@@ -33,6 +34,27 @@ var scenarios = []scenario{
 	{name: "coordinator crashes", run: coordinatorCrashes, disturbs: true},
 	{name: "coordinator unavailable during a commit", run: coordinatorUnavailable, main: true, disturbs: true},
 	{name: "partition that cannot be opened", run: deadPartition, disturbs: true},
+	{name: "brokers fall silent", run: silence, limit: 3 * time.Minute},
+	{name: "brokers hang up", run: hangUps, limit: 2 * time.Minute},
+	{name: "brokers answer nonsense", run: nonsense, limit: 2 * time.Minute},
+
+	{name: "client certificate replaced", run: certificateReplaced, disturbs: true, secured: true, limit: 2 * time.Minute},
+	{name: "sessions that end", run: sessionsEnd, secured: true, renews: true, alone: true, limit: 3 * time.Minute},
+	{name: "mutual TLS", run: identified(byCertificate), main: true, secured: true},
+	{name: "PLAIN over TLS", run: identified(byPlain), main: true, secured: true},
+	{name: "SCRAM-SHA-256 over TLS", run: identified(byScram256), main: true, secured: true},
+	{name: "SCRAM-SHA-512 over TLS", run: identified(byScram512), main: true, secured: true},
+	{name: "OAUTHBEARER over TLS", run: identified(byToken), main: true, secured: true, renews: true},
+	{name: "SCRAM-SHA-512 without TLS", run: identified(byScram512.at(kafka.SASLPlaintext)), secured: true},
+	{name: "TLS", run: identified(byNothing), secured: true},
+	{name: "mistakes, on real brokers", run: mistakesOnRealBrokers, secured: true},
+	{name: "password changed on the brokers", run: passwordChanges, secured: true, renews: true},
+	{name: "user removed and made again", run: userRemoved, secured: true, renews: true},
+	{name: "source of tokens fails", run: tokenSourceFails, secured: true, renews: true},
+	{name: "authentication fails", run: authenticationFails, secured: true, limit: 2 * time.Minute},
+	{name: "rights taken and given back", run: rightsTaken, secured: true},
+	{name: "certificates of the brokers", run: brokerCertificates, limit: 2 * time.Minute},
+	{name: "authority of the brokers replaced", run: authorityReplaced},
 
 	{name: "two topics", run: twoTopics, main: true},
 	{name: "resume after a restart", run: resume, main: true},
