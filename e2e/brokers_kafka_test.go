@@ -43,7 +43,9 @@ func kafkaTarget(version string) target {
 	var parent *testing.T
 	var disturbed *ownCluster
 	return target{
-		name: version,
+		name:    version,
+		secured: true,
+		renews:  version != noRenewal,
 		shared: func(t *testing.T) brokers {
 			t.Helper()
 			parent = t
@@ -65,9 +67,28 @@ type ownCluster struct {
 	down map[int32]bool
 }
 
+// noRenewal is the version that has neither sessions that end nor OAUTHBEARER.
+const noRenewal = "1.1.1"
+
+// startCluster starts brokers that have the listeners of kafka.Security, and one that
+// offers a single mechanism. Whoever comes through the plaintext listener does not
+// notice.
 func startCluster(t *testing.T, version string, nodes int) *ownCluster {
 	t.Helper()
-	c, err := kafka.Start(t.Context(), kafka.Options{Version: version, Nodes: nodes})
+	security := &kafka.Security{Users: map[string]string{saslUser: saslPassword}, Reauth: sessionLifetime}
+	if version == noRenewal {
+		security.Reauth = 0
+	}
+	c, err := kafka.Start(t.Context(), kafka.Options{
+		Version:   version,
+		Nodes:     nodes,
+		Security:  security,
+		Listeners: map[string]string{plainOnly: "SASL_PLAINTEXT"},
+		Properties: map[string]string{
+			"listener.name.plain_only.sasl.enabled.mechanisms": "PLAIN",
+			"listener.name.plain_only.plain.sasl.jaas.config":  `org.apache.kafka.common.security.plain.PlainLoginModule required user_` + saslUser + `="` + saslPassword + `";`,
+		},
+	})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, c.Stop()) })
 	return &ownCluster{Cluster: c, down: map[int32]bool{}}

@@ -14,6 +14,7 @@ require (
 	github.com/twmb/franz-go/pkg/kmsg v1.15.0
 	go.uber.org/goleak v1.3.0
 	golang.org/x/sys v0.46.0
+	software.sslmate.com/src/go-pkcs12 v0.7.4
 )
 
 require (

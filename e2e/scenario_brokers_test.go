@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kgroup-go/kgroup"
+	"github.com/kgroup-go/kgroup/e2e/faults"
 )
 
 // All brokers crash and come back under load. The session may be lost meanwhile.
@@ -193,7 +194,7 @@ func (e *env) leaderBesideCoordinator(topic string) (node int32, led []int32) {
 // a message. Its handler is told, another member takes over, and it comes back.
 func sessionLost(e *env) {
 	topic := e.topic(2)
-	var cable link
+	var cable faults.Link
 	told := make(chan error, 1)
 	stuck := make(chan struct{}, 2)
 	a := e.start("a", on(topic, func(ctx context.Context, msg kgroup.Message) error {
@@ -207,19 +208,19 @@ func sessionLost(e *env) {
 		default:
 		}
 		return context.Cause(ctx)
-	}), func(c *kgroup.Config) { c.Dial = cable.dial })
+	}), func(c *kgroup.Config) { c.Dial = cable.Dial })
 	e.produce(topic, 40)
 	for range 2 {
 		receive(e, "a handler in each partition", stuck)
 	}
 	e.history.SessionLost("a")
-	cable.cut()
+	cable.Cut()
 	b := e.start("b", on(topic, quick))
 	require.ErrorIs(e.t, receive(e, "the handler to be cancelled", told), kgroup.ErrPartitionLost)
 	b.owns(2)
 	e.produce(topic, 20)
 	e.awaitCommitted()
-	cable.mend()
+	cable.Mend()
 	e.awaitMembers("a", "b")
 	a.owns(1)
 	e.history.SessionBack("a")

@@ -16,6 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kgroup-go/kgroup"
+	"github.com/kgroup-go/kgroup/e2e/faults"
+	"github.com/kgroup-go/kgroup/e2e/kafka"
 )
 
 // scenarios are the suite. Those that take longest come first, so that nobody waits
@@ -37,6 +39,27 @@ var scenarios = []scenario{
 	{name: "broker hangs while a JoinGroup waits", run: brokerHangsInJoinGroup, disturbs: true, not: nothingHangs},
 	{name: "coordinator unavailable during a commit", run: coordinatorUnavailable, main: true, disturbs: true},
 	{name: "partition that cannot be opened", run: deadPartition, disturbs: true},
+	{name: "brokers fall silent", run: silence, limit: 3 * time.Minute},
+	{name: "brokers hang up", run: hangUps, limit: 2 * time.Minute},
+	{name: "brokers answer nonsense", run: nonsense, limit: 2 * time.Minute},
+
+	{name: "client certificate replaced", run: certificateReplaced, disturbs: true, secured: true, limit: 2 * time.Minute},
+	{name: "sessions that end", run: sessionsEnd, secured: true, renews: true, alone: true, limit: 3 * time.Minute},
+	{name: "mutual TLS", run: identified(byCertificate), main: true, secured: true},
+	{name: "PLAIN over TLS", run: identified(byPlain), main: true, secured: true},
+	{name: "SCRAM-SHA-256 over TLS", run: identified(byScram256), main: true, secured: true},
+	{name: "SCRAM-SHA-512 over TLS", run: identified(byScram512), main: true, secured: true},
+	{name: "OAUTHBEARER over TLS", run: identified(byToken), main: true, secured: true, renews: true},
+	{name: "SCRAM-SHA-512 without TLS", run: identified(byScram512.at(kafka.SASLPlaintext)), secured: true},
+	{name: "TLS", run: identified(byNothing), secured: true},
+	{name: "mistakes, on real brokers", run: mistakesOnRealBrokers, secured: true},
+	{name: "password changed on the brokers", run: passwordChanges, secured: true, renews: true},
+	{name: "user removed and made again", run: userRemoved, secured: true, renews: true},
+	{name: "source of tokens fails", run: tokenSourceFails, secured: true, renews: true},
+	{name: "authentication fails", run: authenticationFails, secured: true, limit: 2 * time.Minute},
+	{name: "rights taken and given back", run: rightsTaken, secured: true},
+	{name: "certificates of the brokers", run: brokerCertificates, limit: 2 * time.Minute},
+	{name: "authority of the brokers replaced", run: authorityReplaced},
 
 	{name: "two topics", run: twoTopics, main: true},
 	{name: "resume after a restart", run: resume, main: true},
@@ -279,15 +302,15 @@ func newestJoin(e *env) {
 
 // The same when the first member has lost its session before it has handled anything.
 func newestLost(e *env) {
-	var cable link
-	_, f := newestFirst(e, cable.dial)
+	var cable faults.Link
+	_, f := newestFirst(e, cable.Dial)
 	e.history.SessionLost("a")
-	cable.cut()
+	cable.Cut()
 	b := e.start("b", on(f.topic, f.handle), newest)
 	b.owns(4)
 	f.handling.Store(true)
 	e.awaitCommitted()
-	cable.mend()
+	cable.Mend()
 	e.awaitMembers("a", "b")
 	e.history.SessionBack("a")
 }

@@ -54,6 +54,13 @@ type scenario struct {
 	// not says, by the name of a target, why that one will not do.
 	not map[string]string
 
+	// secured: it needs listeners with TLS and SASL; renews: ones whose sessions end, or
+	// OAUTHBEARER, which the oldest versions have not.
+	secured, renews bool
+
+	// alone: nothing else may happen meanwhile, because it measures.
+	alone bool
+
 	// limit is how long it may take; zero: a minute. With full counts it is ten
 	// times as much.
 	limit time.Duration
@@ -64,6 +71,8 @@ type target struct {
 	name string
 	main bool // only the main scenarios
 
+	secured, renews bool // see scenario
+
 	// shared starts the brokers for scenarios that leave them alone, own the
 	// brokers for those that do not; nil if there are none. They end with the test.
 	shared func(*testing.T) brokers
@@ -71,7 +80,8 @@ type target struct {
 }
 
 func (g target) runs(s scenario) bool {
-	return (s.main || !g.main) && (!s.disturbs || g.own != nil) && s.not[g.name] == ""
+	return (s.main || !g.main) && (!s.disturbs || g.own != nil) && s.not[g.name] == "" &&
+		(!s.secured || g.secured) && (!s.renews || g.renews)
 }
 
 var modes = []kgroup.Mode{kgroup.Multiplex, kgroup.Partitions}
@@ -95,9 +105,12 @@ func (g target) run(t *testing.T, table *table) {
 		for _, mode := range modes {
 			t.Run(s.name+"/"+mode.String(), func(t *testing.T) {
 				var b brokers
-				if s.disturbs {
+				switch {
+				case s.disturbs:
 					b = g.own(t)
-				} else {
+				case s.alone:
+					b = shared
+				default:
 					t.Parallel()
 					b = shared
 				}

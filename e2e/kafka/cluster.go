@@ -6,7 +6,8 @@
 // [Start] runs a cluster of brokers as child processes on this machine, on any
 // machine with Java 17 and Maven: no Docker, no download page. Each broker is a
 // [Node] that can be killed, paused, ended in good order and started again. The
-// brokers end with the test process, however that ends.
+// brokers end with the test process, however that ends. With [Security] they have
+// listeners for TLS and SASL as well, and an authorizer.
 //
 // [Admin] is what a scenario needs beside the consumer under test: it makes
 // topics, produces, and reads what a group has really committed. It is built on
@@ -56,7 +57,11 @@ type Options struct {
 	// is there: see properties.go.
 	Properties map[string]string
 
-	// Listeners are listeners beside the plaintext one: the security protocol
+	// Security adds listeners with TLS and SASL, and an authorizer; nil: there are
+	// none.
+	Security *Security
+
+	// Listeners are further listeners: the security protocol
 	// (SASL_PLAINTEXT, SSL, SASL_SSL) by the listener's name, in capitals. What
 	// else they need goes into Properties, as listener.name.<name>.…
 	Listeners map[string]string
@@ -99,6 +104,9 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	if o.JVM == nil {
 		o.JVM = DefaultJVM
 	}
+	if err := o.secure(); err != nil {
+		return nil, fmt.Errorf("start Kafka %s: %w", o.Version, err)
+	}
 	dist, err := Install(ctx, o.Version)
 	if err != nil {
 		return nil, err
@@ -133,6 +141,9 @@ func start(ctx context.Context, o Options, dist Dist) (_ *Cluster, err error) {
 		if err := c.startZooKeeper(ctx, zkAddr); err != nil {
 			return nil, err
 		}
+		if err := c.toolUsers(ctx, zkAddr); err != nil {
+			return nil, err
+		}
 	} else if err := c.format(ctx); err != nil {
 		return nil, err
 	}
@@ -147,7 +158,7 @@ func start(ctx context.Context, o Options, dist Dist) (_ *Cluster, err error) {
 			return nil, err
 		}
 	}
-	return c, nil
+	return c, c.addUsers(ctx)
 }
 
 // place gives every node its folder, its ports and its server.properties.
@@ -171,11 +182,13 @@ func (c *Cluster) place() (zkAddr string, err error) {
 	}
 	for i, at := range places {
 		n := &Node{cluster: c, id: i + 1, at: at, dir: filepath.Join(c.dir, "node-"+strconv.Itoa(i+1))}
-		data := filepath.Join(n.dir, "data")
-		if err := os.MkdirAll(data, 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(n.dir, "data"), 0o755); err != nil {
 			return "", err
 		}
-		text := format(properties(c.opts, c.rel, places, n.id, zkAddr, data))
+		if err := n.writeStores(); err != nil {
+			return "", err
+		}
+		text := format(properties(c.opts, c.rel, places, n.id, zkAddr, n.dir))
 		if err := os.WriteFile(n.config(), text, 0o600); err != nil {
 			return "", err
 		}
@@ -265,8 +278,8 @@ func (c *Cluster) classpath(d Dist) string { return filepath.Join(d.Libs, "*") }
 // Addrs returns host:port of every node's plaintext listener.
 func (c *Cluster) Addrs() []string { return c.ListenerAddrs(plaintext) }
 
-// ListenerAddrs returns host:port of every node's listener of that name, which is
-// one of Options.Listeners.
+// ListenerAddrs returns host:port of every node's listener of that name: one of
+// Options.Listeners, or of those that [Security] adds.
 func (c *Cluster) ListenerAddrs(name string) []string {
 	var addrs []string
 	for _, n := range c.nodes {

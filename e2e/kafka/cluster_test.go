@@ -8,6 +8,7 @@ package kafka
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -120,9 +121,24 @@ func TestOneNode(t *testing.T) {
 func TestThreeNodes(t *testing.T) {
 	const version = "4.4.0"
 	ctx := deadline(t, 4*time.Minute)
-	c := startCluster(t, ctx, Options{Version: version, Nodes: 3})
+	c := startCluster(t, ctx, Options{Version: version, Nodes: 3, Security: &Security{Users: map[string]string{"alice": "secret"}}})
 	a := admin(t, c)
 	require.Len(t, c.Addrs(), 3)
+	t.Run("security", func(t *testing.T) {
+		require.Nil(t, c.ListenerAddrs(Reauth))
+		require.Len(t, c.ListenerAddrs(SSL), 3)
+		for _, addr := range c.ListenerAddrs(SSL) {
+			conn, err := (&tls.Dialer{Config: &tls.Config{RootCAs: c.CA().Pool()}}).DialContext(ctx, "tcp", addr)
+			require.NoError(t, err)
+			conn.Close()
+		}
+		require.Len(t, c.ListenerAddrs(SASLPlaintext), 3)
+		for _, addr := range c.ListenerAddrs(SASLPlaintext) {
+			assert.NoError(t, login(ctx, addr, "alice", "secret"))
+		}
+		require.NoError(t, a.RestrictTopic(ctx, "nobody's", "User:nobody"))
+		require.NoError(t, a.RestrictTopic(ctx, "nobody's"))
+	})
 	t.Run("admin", func(t *testing.T) { testAdmin(t, c.Addrs(), 3) })
 
 	require.NoError(t, a.CreateTopic(ctx, "kept", 1, 3, map[string]string{"min.insync.replicas": "2"}))

@@ -27,6 +27,9 @@ const minJava = 17
 type release struct {
 	scala     string // the Scala version in the artifact's name
 	zooKeeper string // the release whose jars bring ZooKeeper; empty: KRaft
+
+	authorizer string // the class; empty: that of KRaft
+	early      bool   // what came later in security.go is missing
 }
 
 // ZooKeeper 3.4, which belongs to Kafka 1.1, does not start on Java 17. The broker
@@ -37,8 +40,8 @@ var releases = map[string]release{
 	"4.0.1": {scala: "2.13"},
 	"4.0.0": {scala: "2.13"},
 	"3.9.1": {scala: "2.13"},
-	"2.8.2": {scala: "2.13", zooKeeper: "2.8.2"},
-	"1.1.1": {scala: "2.12", zooKeeper: "2.8.2"},
+	"2.8.2": {scala: "2.13", zooKeeper: "2.8.2", authorizer: "kafka.security.authorizer.AclAuthorizer"},
+	"1.1.1": {scala: "2.12", zooKeeper: "2.8.2", authorizer: "kafka.security.auth.SimpleAclAuthorizer", early: true},
 }
 
 // Versions lists the releases that [Install] and [Start] know, oldest first.

@@ -6,6 +6,7 @@ package kafka
 import (
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,10 +22,11 @@ const (
 type endpoints map[string]string
 
 // properties returns the configuration of node id (from 1) of the cluster.
-func properties(o Options, rel release, nodes []endpoints, id int, zkAddr, dataDir string) map[string]string {
+// Its files are in dir.
+func properties(o Options, rel release, nodes []endpoints, id int, zkAddr, dir string) map[string]string {
 	replicas := strconv.Itoa(len(nodes))
 	p := map[string]string{
-		"log.dirs":                   dataDir,
+		"log.dirs":                   filepath.Join(dir, "data"),
 		"default.replication.factor": replicas,
 		// Tests time rebalances. The usual 3 s wait for more members would hide
 		// everything else; sessions shorter than 6 s keep the tests short.
@@ -74,6 +76,9 @@ func properties(o Options, rel release, nodes []endpoints, id int, zkAddr, dataD
 		// session with the controllers has ended: 9 s by default.
 		p["broker.session.timeout.ms"] = "4000"
 		p["broker.heartbeat.interval.ms"] = "500"
+	}
+	if o.Security != nil {
+		maps.Copy(p, o.Security.properties(rel, dir))
 	}
 	maps.Copy(p, o.Properties)
 	return p

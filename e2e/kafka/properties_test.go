@@ -18,7 +18,7 @@ func TestProperties(t *testing.T) {
 	p := properties(Options{
 		Listeners:  map[string]string{"LOGIN": "SASL_PLAINTEXT"},
 		Properties: map[string]string{"offsets.topic.num.partitions": "1", "sasl.enabled.mechanisms": "PLAIN"},
-	}, releases["4.4.0"], nodes, 2, "", "/data")
+	}, releases["4.4.0"], nodes, 2, "", "/node")
 	for key, want := range map[string]string{
 		"node.id":                                  "2",
 		"process.roles":                            "broker,controller",
@@ -26,7 +26,7 @@ func TestProperties(t *testing.T) {
 		"listeners":                                "CONTROLLER://127.0.0.1:5,LOGIN://127.0.0.1:6,PLAINTEXT://127.0.0.1:4",
 		"advertised.listeners":                     "LOGIN://127.0.0.1:6,PLAINTEXT://127.0.0.1:4",
 		"listener.security.protocol.map":           "CONTROLLER:PLAINTEXT,LOGIN:SASL_PLAINTEXT,PLAINTEXT:PLAINTEXT",
-		"log.dirs":                                 "/data",
+		"log.dirs":                                 "/node/data",
 		"offsets.topic.replication.factor":         "3",
 		"transaction.state.log.replication.factor": "3",
 		"transaction.state.log.min.isr":            "2",
@@ -36,7 +36,7 @@ func TestProperties(t *testing.T) {
 		assert.Equal(t, want, p[key], key)
 	}
 
-	p = properties(Options{}, releases["1.1.1"], []endpoints{{plaintext: "127.0.0.1:1"}}, 1, "127.0.0.1:2", "/data")
+	p = properties(Options{}, releases["1.1.1"], []endpoints{{plaintext: "127.0.0.1:1"}}, 1, "127.0.0.1:2", "/node")
 	assert.Equal(t, "127.0.0.1:2", p["zookeeper.connect"])
 	assert.Equal(t, "1", p["broker.id"])
 	assert.NotContains(t, p, "process.roles")

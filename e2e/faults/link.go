@@ -1,6 +1,7 @@
-package e2e
+package faults
 
-// A network that can be cut: connections stay open, and nothing passes.
+// A network that can be cut: connections stay open, and nothing passes. Servers that
+// misbehave are in server.go.
 
 import (
 	"context"
@@ -8,19 +9,21 @@ import (
 	"sync"
 )
 
-// A link makes connections, for Config.Dial. Its zero value is a whole one.
-type link struct {
+// A Link makes connections, for kgroup's Config.Dial. Its zero value is a whole one.
+type Link struct {
 	mu    sync.Mutex
 	whole chan struct{} // closed when the cut is mended; nil: there is none
 }
 
-func (l *link) cut() {
+// Cut lets nothing pass until [Link.Mend], and no connection be made.
+func (l *Link) Cut() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.whole = make(chan struct{})
 }
 
-func (l *link) mend() {
+// Mend ends a cut. What was under way during it arrives now, as with TCP.
+func (l *Link) Mend() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	close(l.whole)
@@ -28,7 +31,7 @@ func (l *link) mend() {
 }
 
 // pass waits while the link is cut, until ctx ends.
-func (l *link) pass(ctx context.Context) error {
+func (l *Link) pass(ctx context.Context) error {
 	l.mu.Lock()
 	whole := l.whole
 	l.mu.Unlock()
@@ -43,7 +46,8 @@ func (l *link) pass(ctx context.Context) error {
 	}
 }
 
-func (l *link) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+// Dial connects to addr through the link.
+func (l *Link) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	if err := l.pass(ctx); err != nil {
 		return nil, err
 	}
@@ -58,9 +62,8 @@ func (l *link) dial(ctx context.Context, network, addr string) (net.Conn, error)
 	return &linked{near, cancel}, nil
 }
 
-// relay copies until either end is closed. What is under way during a cut arrives
-// after it, as with TCP.
-func (l *link) relay(open context.Context, to, from net.Conn) {
+// relay copies until either end is closed.
+func (l *Link) relay(open context.Context, to, from net.Conn) {
 	defer to.Close()
 	defer from.Close()
 	buf := make([]byte, 32<<10)
