@@ -70,7 +70,7 @@ var fatalJoin = map[sarama.KError]string{
 	sarama.ErrInconsistentGroupProtocol: "its members use another protocol: a group of this name belongs to something else (Kafka Connect, Kafka Streams, a consumer with other assignors)",
 	sarama.ErrInvalidGroupId:            "the group's name is not valid",
 	sarama.ErrInvalidSessionTimeout:     "Config.SessionTimeout is outside the broker's group.min.session.timeout.ms and group.max.session.timeout.ms",
-	sarama.ErrGroupAuthorizationFailed:  "this user may not read the group",
+	sarama.ErrGroupAuthorizationFailed:  "the ACLs must allow this user to read the group",
 	sarama.ErrGroupMaxSizeReached:       "it has as many members as the broker's group.max.size allows",
 	sarama.ErrUnsupportedVersion:        "the broker does not speak this version of JoinGroup",
 }

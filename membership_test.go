@@ -273,7 +273,7 @@ func TestJoinRefusedForGood(t *testing.T) {
 		{sarama.ErrInconsistentGroupProtocol, "another protocol"},
 		{sarama.ErrInvalidGroupId, "the group's name"},
 		{sarama.ErrInvalidSessionTimeout, "Config.SessionTimeout"},
-		{sarama.ErrGroupAuthorizationFailed, "may not read the group"},
+		{sarama.ErrGroupAuthorizationFailed, "must allow this user to read the group"},
 		{sarama.ErrGroupMaxSizeReached, "group.max.size"},
 		{sarama.ErrUnsupportedVersion, "JoinGroup"},
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -161,9 +162,22 @@ func (g *group) describe(reached []probe, topics ...string) (*sarama.MetadataRes
 		if err == nil {
 			return answer, nil
 		}
-		errs = append(errs, fmt.Errorf("kgroup: ask %s for the topics: %w", p.addr, err))
+		errs = append(errs, fmt.Errorf("kgroup: ask %s for the topics: %w", p.addr, g.advise(err)))
 	}
 	return nil, errors.Join(errs...)
+}
+
+// advise adds what to check to an answer that is no help by itself.
+func (g *group) advise(err error) error {
+	switch {
+	case errors.Is(err, sarama.ErrTopicAuthorizationFailed):
+		return fmt.Errorf("%w (the ACLs must allow this user to describe and read the topic)", err)
+	case errors.Is(err, sarama.ErrGroupAuthorizationFailed):
+		return fmt.Errorf("%w (the ACLs must allow this user to read the group)", err)
+	case errors.Is(err, io.EOF) && g.config.Auth == nil:
+		return fmt.Errorf("%w (the broker closed the connection: does this listener expect SASL? see Config.Auth)", err)
+	}
+	return err
 }
 
 // checkTopics names the topics that do not exist, and what they may be meant for.
@@ -178,7 +192,7 @@ func (g *group) checkTopics(reached []probe, topics []*sarama.TopicMetadata) err
 		case sarama.ErrUnknownTopicOrPartition:
 			errs = append(errs, g.unknownTopic(reached, topic.Name))
 		default:
-			errs = append(errs, fmt.Errorf("kgroup: topic %q: %w", topic.Name, topic.Err))
+			errs = append(errs, fmt.Errorf("kgroup: topic %q: %w", topic.Name, g.advise(topic.Err)))
 		}
 	}
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
@@ -230,7 +244,7 @@ func (g *group) findCoordinator(ctx context.Context) error {
 		case err == nil:
 			return g.checkCoordinator()
 		case !errors.Is(err, sarama.ErrConsumerCoordinatorNotAvailable):
-			return fmt.Errorf("kgroup: find the coordinator of group %q: %w", g.name, err)
+			return fmt.Errorf("kgroup: find the coordinator of group %q: %w", g.name, g.advise(err))
 		}
 		g.session.Error(fmt.Errorf("find the coordinator of group %q: %w", g.name, err))
 		select {

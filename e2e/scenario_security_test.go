@@ -201,6 +201,9 @@ func mistakesOnRealBrokers(e *env) {
 			m.check(t, kgroup.Config{Brokers: e.brokers.Addrs(), Group: e.group, Topics: on(topic, quick)})
 		})
 	}
+	e.produce(topic, 20) // none of it has stayed
+	e.start("a", on(topic, quick), e.as(byScram512))
+	e.awaitCommitted()
 }
 
 // The files of the client certificate are replaced while a member runs. Connections
