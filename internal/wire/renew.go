@@ -21,13 +21,18 @@ import (
 const (
 	// renewFrom and renewUntil are the parts of a session between which its renewal
 	// begins: at random, or all connections of a process would renew at once.
-	renewFrom, renewUntil = 0.80, 0.90
+	renewFrom, renewUntil = 0.80, 0.85
 
-	// holdFrom is the part of a session after which a Write waits for the change, and
-	// holdFor how long before the end that is at most: a session of hours has hours
-	// to find a moment by itself.
+	// holdFrom is the part of a session after which a Write waits until nothing is
+	// pending, and holdFor how long before the end that is at most: a session of hours
+	// has hours to find a moment by itself.
 	holdFrom = 0.95
 	holdFor  = 2 * time.Second
+
+	// lastFrom and lastFor are the same for a Write that can only wait for the next
+	// connection to be made: what reaches the broker before the end is answered.
+	lastFrom = 0.99
+	lastFor  = time.Second
 
 	// A renewal that fails is tried again after a random part of a wait that doubles.
 	minRenewBackoff = 100 * time.Millisecond
@@ -58,6 +63,7 @@ type renewed struct {
 	next    *conn       // fresh, and waits for the moment; nil: none
 	timer   *time.Timer // the renewal of the freshest
 	closed  bool
+	trying  bool // next is being made, or a better one
 	sending bool // a Write is under way
 	pending int  // answers
 	out, in frameCount
@@ -91,11 +97,13 @@ func (r *renewed) renew() {
 	}
 	defer r.network.renewals.Done()
 	for wait := minRenewBackoff; ; wait = min(2*wait, maxRenewBackoff) {
+		r.try(true)
 		c, err := r.network.connect(r.ctx, r.dialled, r.addr)
 		if err == nil {
 			r.offer(c)
 			return
 		}
+		r.try(false)
 		if r.ctx.Err() != nil {
 			return
 		}
@@ -110,6 +118,14 @@ func (r *renewed) renew() {
 			return
 		}
 	}
+}
+
+// try says whether an attempt is under way that a Write may wait for.
+func (r *renewed) try(under bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.trying = under
+	r.wake()
 }
 
 // left is how long the broker still takes requests.
@@ -134,7 +150,7 @@ func (r *renewed) report(err error, left time.Duration) {
 func (r *renewed) offer(c *conn) {
 	r.mu.Lock()
 	unused := r.next
-	r.next = c
+	r.next, r.trying = c, false
 	if r.closed {
 		unused, r.next = c, nil
 	} else {
@@ -216,20 +232,21 @@ func (r *renewed) hold() error {
 }
 
 // holdUntil is when a Write that began to wait then has waited enough, and whether
-// that is its deadline: zero if there is nothing to wait for. While no fresh
-// connection is there it is the end of the session. When there is one, only pending
-// answers are in the way, and any request after the end would cost them.
+// that is its deadline: zero if there is nothing to wait for. When a fresh connection
+// is there, only pending answers are in the way, and any request after the end would
+// cost them. Before, the end is only worth waiting for while it is being made.
 func (r *renewed) holdUntil(began time.Time) (until time.Time, deadline bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.current.session
-	if s.lifetime == 0 || time.Now().Before(s.late()) {
+	from := s.last(lastFrom, lastFor)
+	if r.next != nil {
+		from = s.last(holdFrom, holdFor)
+	}
+	if s.lifetime == 0 || time.Now().Before(from) || r.next == nil && !r.trying {
 		return time.Time{}, false
 	}
-	until = s.end()
-	if r.next != nil {
-		until = began.Add(r.network.timeout)
-	}
+	until = began.Add(r.network.timeout)
 	if !r.writeBy.IsZero() && r.writeBy.Before(until) {
 		return r.writeBy, true
 	}
@@ -349,13 +366,13 @@ func (s session) after(part float64) time.Time {
 	return s.born.Add(time.Duration(part * float64(s.lifetime)))
 }
 
-// late is from when on a request is only sent if there is no other way.
-func (s session) late() time.Time {
-	late, last := s.after(holdFrom), s.end().Add(-holdFor)
-	if last.After(late) {
-		return last
+// last is when that part of the session is over, but no earlier than that long before
+// its end.
+func (s session) last(part float64, most time.Duration) time.Time {
+	if begins := s.end().Add(-most); begins.After(s.after(part)) {
+		return begins
 	}
-	return late
+	return s.after(part)
 }
 
 // A frameCount counts the frames of a stream, whatever the pieces it comes in. Each begins
