@@ -2,7 +2,6 @@ package kgroup
 
 import (
 	"context"
-	"errors"
 	"os"
 	"os/exec"
 	"runtime"
@@ -99,32 +98,24 @@ func TestHooksOfAPartitionDoNotOverlap(t *testing.T) {
 		withRetry(Retry{MinBackoff: time.Second, MaxBackoff: time.Second})(cfg)
 	}
 
-	t.Run("lost while it is blocked", func(t *testing.T) {
-		withRig(t, slowly, func(t *testing.T, r *rig) {
-			r.on = func(context.Context, Message) error { return Permanent(errHandler) }
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5)
-			r.after(15 * time.Second)
-			r.engine.lose(errors.New("session"))
-			r.after(time.Minute)
-			require.Len(t, r.history.all("unblocked"), 1)
-			require.Len(t, r.history.all("lost"), 1)
-			assert.Zero(t, overlaps.Load())
+	for name, when := range map[string]time.Duration{
+		"lost while it is blocked":   15 * time.Second,
+		"lost while that is told":    5 * time.Second,
+		"lost before the second try": 11*time.Second - 1,
+	} {
+		t.Run(name, func(t *testing.T) {
+			withRig(t, slowly, func(t *testing.T, r *rig) {
+				r.on = func(context.Context, Message) error { return Permanent(errHandler) }
+				r.receives(orders0, 5)
+				r.after(when)
+				r.engine.lose(errLost)
+				r.after(time.Minute)
+				require.Len(t, r.history.all("unblocked"), 1)
+				require.Len(t, r.history.all("lost"), 1)
+				assert.Zero(t, overlaps.Load())
+			})
 		})
-	})
-
-	t.Run("lost while that is told", func(t *testing.T) {
-		withRig(t, slowly, func(t *testing.T, r *rig) {
-			r.on = func(context.Context, Message) error { return Permanent(errHandler) }
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5)
-			r.after(5 * time.Second)
-			r.engine.lose(errors.New("session"))
-			r.after(time.Minute)
-			require.Len(t, r.history.all("lost"), 1)
-			assert.Zero(t, overlaps.Load())
-		})
-	})
+	}
 
 	t.Run("assigned again while an orphan ends", func(t *testing.T) {
 		withRig(t, slowly, func(t *testing.T, r *rig) {
