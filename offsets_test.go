@@ -246,7 +246,7 @@ func TestFailedCommitIsReportedAndMadeAgain(t *testing.T) {
 // One request at a time: else an older one that is answered later would take an offset
 // back.
 func TestCommitsDoNotOvertakeEachOther(t *testing.T) {
-	withRig(t, committing(100 * time.Millisecond), func(t *testing.T, r *rig) {
+	withRig(t, committing(100*time.Millisecond), func(t *testing.T, r *rig) {
 		under := make(chan struct{}, 1)
 		r.engine.answer(func(c *fakeCommit) error {
 			select {
