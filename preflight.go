@@ -66,6 +66,7 @@ func (g *group) preflight(ctx context.Context) error {
 	if err := g.checkTopics(reached); err != nil {
 		return err
 	}
+	g.warnOfPatterns(reached)
 	g.log.Info("consumer starts",
 		"brokers", releases, "topics", g.topics.names(), "patterns", fmt.Sprint(g.topics.patterns), "mode", g.config.Mode.String(),
 		"without_offset", g.config.Start.String(), "isolation", g.config.Isolation.String(), "commit_interval", g.config.CommitInterval,
@@ -131,6 +132,25 @@ func (g *group) checkTopics(brokers []*sarama.Broker) error {
 	}
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errors.Join(errs...)
+}
+
+// warnOfPatterns names the patterns that match nothing yet. They wait for a topic; but
+// they may be misspelt, and nothing else would ever say so.
+func (g *group) warnOfPatterns(brokers []*sarama.Broker) {
+	if len(g.topics.patterns) == 0 {
+		return
+	}
+	topics, err := g.describe(brokers)
+	if err != nil {
+		return // the engine is about to ask the same
+	}
+	var existing []string
+	for _, topic := range topics {
+		existing = append(existing, topic.Name)
+	}
+	for _, pattern := range g.topics.unmatched(existing) {
+		g.log.Warn("no topic matches the pattern yet", "pattern", pattern)
+	}
 }
 
 func (g *group) unknownTopic(brokers []*sarama.Broker, name string) error {

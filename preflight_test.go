@@ -2,6 +2,7 @@ package kgroup
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"testing"
 	"testing/synctest"
@@ -289,16 +290,21 @@ func TestStartWaitsForTheOffsetsTopic(t *testing.T) {
 	})
 }
 
-// Only patterns: an empty list of topics would ask for all of them.
+// A pattern has nothing that must exist; but one that is misspelt was mentioned nowhere.
 func TestPreflightOfPatterns(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		kafka := newKafka("one:9092")
+		kafka.partition(firstOf("orders-eu"), 0)
+		lines := &logs{}
 		g, _ := newTestGroup(t, func(cfg *Config) {
 			cfg.Dial = kafka.dial
-			cfg.Topics = Topics{"^order": {Handler: HandlerFunc(nop)}}
+			cfg.Topics = Topics{"^order": {Handler: HandlerFunc(nop)}, "^refnuds-": {Handler: HandlerFunc(nop)}}
 		})
+		g.log = slog.New(slog.NewTextHandler(lines, nil))
 		require.NoError(t, g.preflight(t.Context()))
-		assert.Zero(t, kafka.count(kmsg.Metadata))
+		require.Len(t, lines.with("level=WARN"), 1)
+		assert.Len(t, lines.with("level=WARN", "no topic matches the pattern yet", "^refnuds-"), 1)
+		assert.Equal(t, 1, kafka.count(kmsg.Metadata))
 	})
 }
 
