@@ -7,7 +7,7 @@ package kgroup
 // first message, Revoke the whole group's rebalance. No two hooks run at once for
 // one partition (Commit, which concerns many, may run beside others). A hook is not
 // protected: one that panics ends the process, as any bug does, and one that ends its
-// goroutine (runtime.Goexit, FailNow of a test) leaves the step undone. Hooks must not
+// goroutine (runtime.Goexit, FailNow of a test) may end the engine's. Hooks must not
 // call Consumer.Commit, which may wait for what they delay.
 type Hooks struct {
 	// RebalanceStarted is called when a rebalance begins, before anything is given

@@ -31,11 +31,66 @@ func TestGoexitInAHook(t *testing.T) {
 			}
 			return nil
 		}
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5, 6, 7)
+		r.receives(orders0, 5, 6, 7)
 		r.after(time.Minute)
 		assert.Len(t, r.history.all("returned orders/0@7"), 1)
 		assert.EqualValues(t, 8, r.engine.acknowledged(orders0))
+	})
+}
+
+// With CommitEveryMessage the worker commits, and so calls this hook. The message that
+// had just been settled was handled again.
+func TestGoexitInTheCommitHook(t *testing.T) {
+	exits := func(cfg *Config) {
+		cfg.CommitInterval = CommitEveryMessage
+		n := 0
+		cfg.Hooks.Commit = func(map[string]map[int32]int64, error) {
+			if n++; n == 1 {
+				runtime.Goexit()
+			}
+		}
+	}
+	withRig(t, exits, func(t *testing.T, r *rig) {
+		r.receives(orders0, 5, 6, 7)
+		r.after(time.Second)
+		assert.Equal(t, "5#1 6#1 7#1", r.handled(orders0))
+		assert.EqualValues(t, 8, r.engine.acknowledged(orders0))
+	})
+}
+
+// The message was handled again; or the worker never ended, which looks like a handler
+// that never returns.
+func TestGoexitInTheUnblockedHook(t *testing.T) {
+	t.Run("after the message was settled", func(t *testing.T) {
+		exits := func(cfg *Config) {
+			cfg.Hooks.Unblocked = func(string, int32, int64) { runtime.Goexit() }
+			withRetry(Retry{MinBackoff: time.Second, MaxBackoff: time.Second})(cfg)
+		}
+		withRig(t, exits, func(t *testing.T, r *rig) {
+			calls := 0
+			r.on = func(_ context.Context, msg Message) error {
+				if calls++; calls == 1 {
+					return errHandler
+				}
+				return nil
+			}
+			r.receives(orders0, 5, 6, 7)
+			r.after(time.Minute)
+			assert.Equal(t, "5#1 5#2 6#1 7#1", r.handled(orders0))
+			assert.EqualValues(t, 8, r.engine.acknowledged(orders0))
+		})
+	})
+	t.Run("when the partition is given up", func(t *testing.T) {
+		exits := func(cfg *Config) {
+			cfg.Hooks.Unblocked = func(string, int32, int64) { runtime.Goexit() }
+		}
+		withRig(t, exits, func(t *testing.T, r *rig) {
+			r.on = func(context.Context, Message) error { return Permanent(errHandler) }
+			r.receives(orders0, 5)
+			r.after(time.Second)
+			assert.Zero(t, r.drains(10*time.Second, 20*time.Second))
+			assert.Empty(t, r.consumer.Health().Stuck)
+		})
 	})
 }
 
@@ -51,8 +106,7 @@ func TestNilHooks(t *testing.T) {
 			return nil
 		}
 		r.run(t.Context())
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5)
+		r.receives(orders0, 5)
 		r.after(time.Minute)
 		require.EqualValues(t, 6, r.engine.acknowledged(orders0))
 		r.engine.rebalance(time.Minute, time.Minute)
@@ -126,8 +180,7 @@ func TestHooksOfAPartitionDoNotOverlap(t *testing.T) {
 				}
 				return Permanent(errHandler)
 			}
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5)
+			r.receives(orders0, 5)
 			r.after(15 * time.Second)
 			require.Equal(t, "5#1 5#2", r.handled(orders0))
 			r.engine.rebalance(time.Second, 2*time.Second)

@@ -30,10 +30,11 @@ type lane struct {
 	after  <-chan struct{} // the worker does not start before it is closed: see orphans in assignment.go
 	done   chan struct{}   // closed when the worker has returned
 
-	// The worker's: what it has taken, the attempt it is at with the first of that (0:
-	// none yet), and whether that attempt is under way. They outlive a worker whose
-	// handler ended its goroutine.
+	// The worker's: what it has taken, whether the first of that is settled, the attempt
+	// it is at with it (0: none yet), and whether that attempt is under way. They outlive
+	// a worker whose handler or hook ended its goroutine.
 	batch      []engine.Record
+	passed     bool
 	attempt    int
 	attempting bool
 	frontier   frontier
@@ -62,12 +63,12 @@ type blocked struct {
 func (l *lane) work() {
 	ended := false
 	defer func() {
-		if !ended { // the handler called runtime.Goexit, as t.FailNow does
+		if !ended { // the handler or a hook called runtime.Goexit, as t.FailNow does
 			go l.work()
 			return
 		}
+		defer close(l.done) // also if the hook does
 		l.unblock()
-		close(l.done)
 	}()
 	select {
 	case <-l.after:
@@ -76,17 +77,19 @@ func (l *lane) work() {
 		return
 	}
 	for !ended {
+		if l.passed {
+			l.batch[0] = nil
+			l.batch, l.passed = l.batch[1:], false
+		}
+		if l.everyMessage != nil && l.committed.Load() < l.settled.Load() {
+			l.everyMessage(l)
+		}
 		if len(l.batch) == 0 {
 			l.batch = l.queue.take(l.sealed)
 			ended = l.batch == nil
 			continue
 		}
-		if !l.finish(l.batch[0]) {
-			ended = true
-			continue
-		}
-		l.batch[0] = nil
-		l.batch = l.batch[1:]
+		ended = !l.finish(l.batch[0])
 	}
 }
 
@@ -131,16 +134,14 @@ func (l *lane) finish(record engine.Record) bool {
 // errGoexit is the error of an attempt that neither returned nor panicked.
 var errGoexit = errors.New("handler ended its goroutine (runtime.Goexit, or FailNow of a test)")
 
-// settle moves the frontier over a message.
+// settle moves the frontier over a message, before a hook that may not return hears
+// of it: a message that is settled is not handled again.
 func (l *lane) settle(offset int64) {
-	if l.blocked.Load() != nil {
-		l.unblock()
-	}
-	l.attempt = 0
+	l.passed, l.attempt = true, 0
 	l.frontier.settle(offset)
 	l.settled.Store(l.frontier.next)
-	if l.everyMessage != nil {
-		l.everyMessage(l)
+	if l.blocked.Load() != nil {
+		l.unblock()
 	}
 }
 

@@ -86,8 +86,8 @@ var mutants = []mutant{
 		name:     "commit-every-message-does-not-wait",
 		prevents: "several messages are handled that no commit has acknowledged",
 		file:     "lane.go",
-		old:      "	if l.everyMessage != nil {\n		l.everyMessage(l)\n	}\n",
-		new:      "	if l.everyMessage != nil {\n		go l.everyMessage(l)\n	}\n",
+		old:      "			l.everyMessage(l)\n",
+		new:      "			go l.everyMessage(l)\n",
 		test:     "TestCommitEveryMessage",
 	},
 	{
@@ -217,5 +217,13 @@ var mutants = []mutant{
 		old:      "		newest = newest && !has\n",
 		new:      "",
 		test:     "TestNewestDoesNotSkipWhatWasCommittedUnseen",
+	},
+	{
+		name:     "hook-hears-before-the-frontier",
+		prevents: "a hook that ends its goroutine makes a settled message repeat",
+		file:     "lane.go",
+		old:      "	l.passed, l.attempt = true, 0\n",
+		new:      "	if l.blocked.Load() != nil {\n		l.unblock()\n	}\n	l.passed, l.attempt = true, 0\n",
+		test:     "TestGoexitInTheUnblockedHook",
 	},
 }
