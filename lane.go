@@ -54,9 +54,10 @@ type lane struct {
 
 // blocked says what keeps a lane from going on.
 type blocked struct {
-	err   *HandlerError
-	since time.Time
-	held  bool // reported
+	err      *HandlerError
+	since    time.Time
+	held     bool   // reported
+	panicked string // the panic whose stack has been logged
 }
 
 // work is the lane's worker.
@@ -161,18 +162,20 @@ func (l *lane) backoff(msg Message, err error, o outcome) bool {
 }
 
 // block makes a failed attempt visible: a warning, and an error once when the
-// message is held.
+// message is held. A message may fail for hours: the stack of a panic is logged once,
+// when the panic is another one, and when the message is held.
 func (l *lane) block(err *HandlerError, held bool, wait time.Duration) {
 	b := &blocked{err: err, since: time.Now(), held: held}
 	if old := l.blocked.Load(); old != nil {
-		b.since, b.held = old.since, held || old.held
+		b.since, b.held, b.panicked = old.since, held || old.held, old.panicked
 		held = held && !old.held
 	}
-	l.blocked.Store(b)
 	attrs := []any{"offset", err.Offset, "attempt", err.Attempts, "error", err.Err, "backoff", wait}
-	if p, ok := err.Err.(*PanicError); ok { //nolint:errorlint // only a panic of this attempt has a stack worth showing
+	if p, ok := err.Err.(*PanicError); ok && (held || p.Error() != b.panicked) { //nolint:errorlint // only a panic of this attempt has a stack worth showing
 		attrs = append(attrs, "stack", string(p.Stack))
+		b.panicked = p.Error()
 	}
+	l.blocked.Store(b)
 	if !held {
 		l.log.Warn("attempt failed", attrs...)
 		return
