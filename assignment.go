@@ -125,6 +125,9 @@ func (a *assignment) isNew(err error) bool {
 
 // Assigned implements [engine.Session]: it opens a generation.
 func (a *assignment) Assigned(ctx context.Context, number int64, claims []engine.Claim, change engine.Change) []engine.Lane {
+	if !a.waitForTheLast(ctx) {
+		return nil
+	}
 	ctx, seal := context.WithCancel(ctx)
 	g := &generation{
 		number: number,
@@ -162,6 +165,24 @@ func (a *assignment) Assigned(ctx context.Context, number int64, claims []engine
 		go l.work()
 	}
 	return lanes
+}
+
+// waitForTheLast waits until the generation before has ended, its hooks included: its
+// orphans must be known before their partitions are opened again, and Lost be told
+// before Assign. It reports false if ctx ends first.
+func (a *assignment) waitForTheLast(ctx context.Context) bool {
+	a.mu.Lock()
+	last := a.current
+	a.mu.Unlock()
+	if last == nil {
+		return true
+	}
+	select {
+	case <-last.over:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // commitFresh commits the positions that were found, not committed before: without
@@ -259,7 +280,11 @@ func (a *assignment) teller(p engine.Partition) chan struct{} {
 func (a *assignment) commitLane(sealed context.Context, g *generation, l *lane) {
 	for {
 		_ = a.committer.commitUntil(sealed, g, a.committer.failed) // reported there
-		if l.committed.Load() >= l.settled.Load() || sealed.Err() != nil {
+		if l.committed.Load() >= l.settled.Load() {
+			return
+		}
+		if sealed.Err() != nil { // the seal is on its way; the next message must not be quicker
+			l.close()
 			return
 		}
 		timer := time.NewTimer(time.Second) // refused, or the loss of the generation is about to be noticed
@@ -452,11 +477,15 @@ func (a *assignment) abandon(lanes []*lane, cause error, grace time.Duration) {
 	if grace > 0 {
 		waitAtMost(grace, lanes)
 	}
+	a.mu.Lock()
 	for _, l := range lanes {
 		if isClosed(l.after) && !isClosed(l.done) { // else it is idle, or waits for an orphan itself
-			a.mu.Lock()
 			a.orphans[l.partition] = l
-			a.mu.Unlock()
+		}
+	}
+	a.mu.Unlock()
+	for _, l := range lanes {
+		if isClosed(l.after) && !isClosed(l.done) {
 			l.log.Error("handler has not returned: its partition is given up", "offset", l.position())
 		}
 		if a.hooks.Lost != nil {

@@ -453,3 +453,74 @@ func TestRepeatedErrorsAreLoggedOnceIn10s(t *testing.T) {
 		assert.LessOrEqual(t, len(r.consumer.assignment.said), 101, "what was said is forgotten in time")
 	})
 }
+
+// Two handlers of one process on one message, and an Assign that came before the Lost
+// of the generation before: seen when a Lost hook took longer than joining again, and
+// the partitions behind it were not known to be orphans yet.
+func TestNextGenerationWaitsUntilTheLastOneIsLost(t *testing.T) {
+	var told chan struct{}
+	slowly := func(cfg *Config) {
+		told = make(chan struct{})
+		cfg.Hooks.Lost = func(topic string, _ int32, _ int64, _ error) {
+			if topic == "orders" {
+				<-told
+			}
+		}
+	}
+	withRig(t, slowly, func(t *testing.T, r *rig) {
+		stuck := r.gate()
+		r.on = func(context.Context, Message) error {
+			stuck.wait()
+			return nil
+		}
+		r.engine.assign(at(orders0, 5), at(refunds0, 0))
+		r.engine.deliver(refunds0, 0)
+		synctest.Wait()
+		lost := begin(func() { r.engine.lose(errors.New("session")) })
+		r.after(time.Second)
+		require.False(t, isClosed(lost), "the hook of orders/0 takes its time")
+		r.engine.rebalance(time.Second, 2*time.Second)
+		r.history.clear()
+		assigned := begin(func() {
+			r.engine.assign(at(refunds0, 0))
+			r.engine.deliver(refunds0, 0)
+		})
+		r.after(time.Minute)
+		require.False(t, isClosed(assigned))
+		assert.Empty(t, r.history.all(), "nothing is told, nor handled")
+		close(told)
+		<-assigned
+		<-lost
+		r.after(time.Minute)
+		assert.Empty(t, r.history.all("handle refunds/0"), "the first handler has not returned")
+		told := r.history.all("refunds/0@0")
+		require.Len(t, told, 2)
+		assert.Contains(t, told[0], "lost")
+		assert.Contains(t, told[1], "assign")
+		stuck.open()
+		synctest.Wait()
+		assert.Len(t, r.history.all("handle refunds/0"), 1)
+	})
+}
+
+// A Lost hook that never returns keeps this member from opening anything, but not from
+// leaving.
+func TestOpeningThatWaitsForALostHookIsGivenUp(t *testing.T) {
+	told := make(chan struct{})
+	hangs := func(cfg *Config) {
+		told = make(chan struct{})
+		cfg.Hooks.Lost = func(string, int32, int64, error) { <-told }
+	}
+	withRig(t, hangs, func(t *testing.T, r *rig) {
+		r.engine.assign(at(orders0, 5))
+		lost := begin(func() { r.engine.lose(errors.New("session")) })
+		opened := begin(func() { r.engine.assign(at(orders0, 5)) })
+		require.False(t, isClosed(opened))
+		r.engine.endSlot()
+		synctest.Wait()
+		require.True(t, isClosed(opened))
+		assert.Nil(t, r.engine.lane(orders0))
+		close(told)
+		<-lost
+	})
+}

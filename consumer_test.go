@@ -225,6 +225,23 @@ func TestCommitEveryMessage(t *testing.T) {
 		})
 	})
 
+	// Symptom: several messages that were not committed, now and then. Cause: between the
+	// end of a generation's context and its seal the wait had ended, and the worker went on.
+	t.Run("nothing is handled between the end of the wait and the seal", func(t *testing.T) {
+		withRig(t, every, func(t *testing.T, r *rig) {
+			r.engine.answer(slow(time.Hour))
+			r.engine.assign(at(orders0, 5))
+			r.engine.deliver(orders0, 5, 6, 7)
+			synctest.Wait()
+			r.engine.endSlot()
+			r.after(time.Second)
+			assert.Equal(t, "5#1", r.handled(orders0))
+			r.engine.answer(nil)
+			r.engine.rebalance(time.Minute, time.Minute)
+			assert.EqualValues(t, 6, r.engine.acknowledged(orders0))
+		})
+	})
+
 	t.Run("a seal ends the wait, and the drain commits", func(t *testing.T) {
 		withRig(t, every, func(t *testing.T, r *rig) {
 			r.engine.answer(failing(errTransient, errTransient, errTransient, errTransient, errTransient, errTransient))
