@@ -49,6 +49,7 @@ type group struct {
 	routines sync.WaitGroup // everything started here but loop
 	stop     context.CancelFunc
 	leaving  atomic.Bool
+	finding  atomic.Bool // the coordinator is asked for: findAnew
 	cut      atomic.Bool // the connections were cut because the shutdown took too long
 	left     string      // the member id for which leaveEarly has been sent; only watch uses it
 	failed   chan error
@@ -260,13 +261,22 @@ func (g *group) open(routes *routes, consumers map[engine.Partition]cluster.Part
 	for i := range claims {
 		claims[i].Single = g.config.Mode == Multiplex
 	}
-	me, _ := g.member.current()
+	me, member := g.member.current()
 	g.mu.Lock()
+	if g.leaving.Load() {
+		g.mu.Unlock()
+		return // it would be drained at once; and Leave waits for nobody who opens one
+	}
 	g.terms++
-	gen := &term{number: g.terms, member: me, current: change.Current}
-	g.gen, g.announced = gen, false
+	gen := &term{number: g.terms, member: me, current: change.Current, lost: !member}
+	g.gen = gen
+	g.announced = g.announced && !member
 	ctx := g.slot
 	g.mu.Unlock()
+	if !member { // the engine's next heartbeat finds errSession, and it joins again
+		g.session.RebalanceFailed(errors.New("the session was lost while partitions were opened"))
+		return
+	}
 	g.joined.Store(true)
 	lanes := g.session.Assigned(ctx, gen.number, claims, change)
 	if lanes == nil && len(claims) > 0 {
@@ -346,8 +356,9 @@ func (g *group) rebalance() error {
 	}
 	g.mu.Lock()
 	gen := g.gen
+	lost := gen != nil && gen.lost
 	g.mu.Unlock()
-	if gen != nil && !gen.lost {
+	if gen != nil && !lost {
 		g.announce(gen.current)
 	}
 	err := g.inner.RefreshCoordinator(g.name)
@@ -435,7 +446,10 @@ func (g *group) HighWatermarks() map[engine.Partition]int64 {
 
 // Leave implements [engine.Engine].
 func (g *group) Leave(ctx context.Context) error {
+	g.mu.Lock()
 	g.leaving.Store(true)
+	g.endSlot() // an opening under way gives up
+	g.mu.Unlock()
 	g.member.wakeUp()
 	closed := make(chan error, 1)
 	go func() { closed <- g.consumer.Close() }()

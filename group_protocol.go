@@ -80,9 +80,26 @@ func (g *group) heartbeat() {
 	}
 	answer, err := broker.Heartbeat(&sarama.HeartbeatRequest{GroupId: g.name, GenerationId: me.Generation, MemberId: me.ID})
 	g.mindCoordinator(broker, err)
-	if err == nil && moved(answer.Err) {
+	switch {
+	case err != nil:
+		g.findAnew()
+	case moved(answer.Err):
 		_ = g.inner.RefreshCoordinator(g.name) // asked again with the next heartbeat
 	}
+}
+
+// findAnew asks for the coordinator after a request that got no answer. The engine does
+// so too, but not while its rebalance is being drained: the session would be lost with
+// the coordinator's broker, though another one has long taken over. It is done beside
+// the heartbeats, because brokers that are down take their time.
+func (g *group) findAnew() {
+	if g.finding.Swap(true) {
+		return
+	}
+	g.routines.Go(func() {
+		defer g.finding.Store(false)
+		_ = g.inner.RefreshCoordinator(g.name) // asked again with the next heartbeat
+	})
 }
 
 // mindCoordinator closes a group connection that has failed: every later request on

@@ -292,6 +292,66 @@ func TestCoordinatorIsAwayForAWhile(t *testing.T) {
 	})
 }
 
+// Symptom: a handler of a few seconds was cancelled, and its message repeated, when the
+// coordinator's broker went down while it was drained. Cause: nobody but the engine asked
+// for the coordinator anew, and the engine was waiting for the drain.
+func TestDrainFindsACoordinatorThatHasMoved(t *testing.T) {
+	inEachMode(t, func(t *testing.T, mode Mode) {
+		onEngine(t, mode, nil, func(t *testing.T, g *group, s *fakeSession, kafka *fakeKafka) {
+			opensGeneration(t, s, 1)
+			s.revoke = func(time.Time, time.Time) { // a handler at work for 30 s of a longer budget
+				kafka.fail("one:9092", errors.New("connection refused"))
+				kafka.on(kmsg.FindCoordinator, func(*call) kmsg.Response {
+					answer := kmsg.NewPtrFindCoordinatorResponse()
+					answer.NodeID, answer.Host, answer.Port = 2, "two", 9092
+					return answer
+				})
+				kafka.on(kmsg.Heartbeat, func(c *call) kmsg.Response {
+					if c.addr == "one:9092" {
+						c.hangUp()
+						return nil
+					}
+					return kafka.usual(c)
+				})
+				time.Sleep(30 * time.Second)
+				s.revoke = nil
+			}
+			kafka.rebalance()
+			opensGeneration(t, s, 2)
+			assert.Empty(t, s.history.all("lost"))
+			kafka.fail("one:9092", nil)
+		})
+	})
+}
+
+// The group throws the member out while it still asks for offsets: what it knows by
+// then must keep it from handling anything.
+func TestMembershipLostWhilePartitionsAreOpened(t *testing.T) {
+	inEachMode(t, func(t *testing.T, mode Mode) {
+		change := func(kafka *fakeKafka, _ *Config, _ *fakeSession) {
+			first := true
+			kafka.on(kmsg.ListOffsets, func(c *call) kmsg.Response {
+				if first {
+					first = false
+					kafka.mu.Lock()
+					kafka.member = "" // thrown out
+					kafka.mu.Unlock()
+					time.Sleep(3 * time.Second)
+				}
+				return kafka.usual(c)
+			})
+		}
+		onEngine(t, mode, change, func(t *testing.T, g *group, s *fakeSession, kafka *fakeKafka) {
+			opensGeneration(t, s, 1)
+			assert.Len(t, s.history.all("assigned"), 1, "%v", s.history.all())
+			assert.Len(t, s.history.all("failed: the session was lost"), 1)
+			assert.Len(t, s.history.all("started"), 1, "told once")
+			kafka.produce(orders0, "a")
+			eventually(t, "the message", func() bool { return len(s.lane(orders0).offsets()) == 1 })
+		})
+	})
+}
+
 func TestTopicHasGrownOnTheEngine(t *testing.T) {
 	inEachMode(t, func(t *testing.T, mode Mode) {
 		onEngine(t, mode, nil, func(t *testing.T, g *group, s *fakeSession, kafka *fakeKafka) {
@@ -338,6 +398,60 @@ func TestLeaveWhileJoinGroupWaits(t *testing.T) {
 		assert.LessOrEqual(t, time.Since(began), time.Second)
 		assert.Empty(t, kafka.member)
 		assert.Empty(t, s.history.all("error"))
+	})
+}
+
+// An opening may wait, for a commit or a hook. Nobody but the next rebalance ended it, and
+// when the member leaves there is none.
+func TestLeaveEndsAnOpening(t *testing.T) {
+	inEachMode(t, func(t *testing.T, mode Mode) {
+		opening := make(chan struct{})
+		waits := func(_ *fakeKafka, _ *Config, s *fakeSession) {
+			opening = make(chan struct{})
+			s.opening = func(ctx context.Context, _ []engine.Claim) bool {
+				close(opening)
+				select {
+				case <-ctx.Done():
+				case <-time.After(time.Hour):
+				}
+				return false
+			}
+		}
+		onEngine(t, mode, waits, func(t *testing.T, g *group, s *fakeSession, kafka *fakeKafka) {
+			<-opening
+		})
+	})
+}
+
+// The same, as a service sees it: the coordinator goes away just when the group begins
+// under Newest, and Run took a session to return.
+func TestShutdownTimeoutWhileAGenerationIsOpened(t *testing.T) {
+	inEachMode(t, func(t *testing.T, mode Mode) {
+		inBubble(t, func(t *testing.T) {
+			kafka := newKafka("one:9092", "two:9092")
+			kafka.partition(orders0, 0, "a")
+			kafka.on(kmsg.OffsetCommit, func(c *call) kmsg.Response {
+				kafka.fail("one:9092", errors.New("connection refused"))
+				kafka.fail("two:9092", errors.New("connection refused"))
+				c.hangUp()
+				return nil
+			})
+			consumer, err := New(Config{
+				Brokers: kafka.addrs, Dial: kafka.dial, Group: "billing", Mode: mode, Start: Newest,
+				ShutdownTimeout: 2 * time.Second,
+				Logger:          slog.New(slog.DiscardHandler),
+				Topics:          Topics{"orders": {Handler: HandlerFunc(nop)}},
+			})
+			require.NoError(t, err)
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- consumer.Run(ctx) }()
+			eventually(t, "a commit", func() bool { return kafka.count(kmsg.OffsetCommit) > 0 })
+			cancel()
+			began := time.Now()
+			require.NoError(t, <-ended)
+			assert.LessOrEqual(t, time.Since(began), 2*time.Second)
+		})
 	})
 }
 
