@@ -103,6 +103,28 @@ func TestDrainPointWithoutACoordinator(t *testing.T) {
 	})
 }
 
+// Symptom: a coordinator that was away for a while made handlers at work be given up the
+// moment it was back, and their messages repeat. Cause: the time without a coordinator
+// counted as time that the group had waited.
+func TestDrainHasItsTimeAfterACoordinatorWasAway(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		g, s, stub := atDrainPoint(t)
+		back := time.Now().Add(18 * time.Second)
+		stub.refreshCoordinator = func() error {
+			if time.Now().Before(back) {
+				return errTransient
+			}
+			return nil
+		}
+		var giveUpIn time.Duration
+		s.revoke = func(_, until time.Time) { giveUpIn = time.Until(until) }
+		for g.levers.RefreshCoordinator("billing") != nil {
+			time.Sleep(100 * time.Millisecond)
+		}
+		assert.Equal(t, 17750*time.Millisecond, giveUpIn)
+	})
+}
+
 // The engine asks for the coordinator once before its main loop runs.
 func TestDrainPointBeforeTheStart(t *testing.T) {
 	g, s := newTestGroup(t, nil)

@@ -211,12 +211,14 @@ func (m *membership) leads() bool {
 	return m.leader && m.member
 }
 
-// rebalancing is when the rebalance under way began, as far as we know.
+// rebalancing is when the rebalance under way began, as far as we know: with the
+// broker's first word of it, or now. That is not kept: while the coordinator cannot be
+// found nobody can join, and nobody waits for this member.
 func (m *membership) rebalancing() time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.sign.IsZero() {
-		m.sign = time.Now()
+		return time.Now()
 	}
 	return m.sign
 }
