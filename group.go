@@ -29,6 +29,7 @@ type group struct {
 	topics  *matcher
 	log     *slog.Logger
 	cluster *cluster.Config
+	metrics map[string]bool // in its registry before: the user's, who may have set one in Tune
 	session engine.Session
 
 	network     *wire.Network
@@ -82,6 +83,7 @@ func newGroup(cfg Config, topics *matcher, built *cluster.Config, log *slog.Logg
 		topics:   topics,
 		log:      log,
 		cluster:  built,
+		metrics:  map[string]bool{},
 		network:  wire.NewNetwork(cfg.Dial, cfg.ConnectTimeout),
 		created:  make(chan struct{}),
 		seals:    make(chan chan struct{}),
@@ -89,6 +91,7 @@ func newGroup(cfg Config, topics *matcher, built *cluster.Config, log *slog.Logg
 		failed:   make(chan error, 1),
 		commits:  make(chan struct{}, 1),
 	}
+	built.MetricRegistry.Each(func(name string, _ any) { g.metrics[name] = true })
 	g.slot, g.endSlot = context.WithCancel(context.Background())
 	g.member = newMembership(built.Group.Session.Timeout, g.refused, func() { g.levers.reset() })
 	data, group := built.Config, built.Config
@@ -483,5 +486,10 @@ func (g *group) end() {
 	g.brokerMu.Unlock()
 	g.endSlot()
 	g.routines.Wait()
-	g.cluster.MetricRegistry.UnregisterAll() // sarama leaves its meters behind
+	registry := g.cluster.MetricRegistry // sarama leaves its meters behind
+	registry.Each(func(name string, _ any) {
+		if !g.metrics[name] {
+			registry.Unregister(name)
+		}
+	})
 }

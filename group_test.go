@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/Shopify/sarama"
+	cluster "github.com/bsm/sarama-cluster"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -350,6 +351,28 @@ func TestMembershipLostWhilePartitionsAreOpened(t *testing.T) {
 			eventually(t, "the message", func() bool { return len(s.lane(orders0).offsets()) == 1 })
 		})
 	})
+}
+
+// Somebody who sets a registry in Tune, to export sarama's metrics with his own, lost all
+// of them when the consumer ended.
+func TestMetricsOfTheUserAreLeftAlone(t *testing.T) {
+	registry := sarama.NewConfig().MetricRegistry
+	shared := func(_ *fakeKafka, cfg *Config, _ *fakeSession) {
+		cfg.Tune = func(built *cluster.Config) { built.MetricRegistry = registry }
+	}
+	var theirs any
+	onEngine(t, Multiplex, shared, func(t *testing.T, g *group, s *fakeSession, _ *fakeKafka) {
+		opensGeneration(t, s, 1)
+		theirs = registry.Get("request-rate")
+	})
+	assert.Nil(t, registry.Get("request-rate"))
+	require.NoError(t, registry.Register("orders", theirs))
+	onEngine(t, Multiplex, shared, func(t *testing.T, g *group, s *fakeSession, _ *fakeKafka) {
+		opensGeneration(t, s, 1)
+		require.NotNil(t, registry.Get("request-rate"))
+	})
+	assert.Nil(t, registry.Get("request-rate"))
+	assert.NotNil(t, registry.Get("orders"))
 }
 
 func TestTopicHasGrownOnTheEngine(t *testing.T) {
