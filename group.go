@@ -50,9 +50,11 @@ type group struct {
 	routines sync.WaitGroup // everything started here but loop
 	stop     context.CancelFunc
 	leaving  atomic.Bool
-	finding  atomic.Bool // the coordinator is asked for: findAnew
-	cut      atomic.Bool // the connections were cut because the shutdown took too long
-	left     string      // the member id for which leaveEarly has been sent; only watch uses it
+	quit     context.CancelFunc // called by Leave,
+	quitting context.Context    // which ends then
+	finding  atomic.Bool        // the coordinator is asked for: findAnew
+	cut      atomic.Bool        // the connections were cut because the shutdown took too long
+	left     string             // the member id for which leaveEarly has been sent; only watch uses it
 	failed   chan error
 	commits  chan struct{} // holds a value while a commit is under way
 	joined   atomic.Bool   // there was an assignment
@@ -63,6 +65,7 @@ type group struct {
 	gen       *term
 	terms     int64
 	announced bool            // RebalanceStarted was told for the rebalance under way
+	tries     int             // times the drain point was reached since a generation was opened
 	slot      context.Context // ends when the generation it opens, or would open, is over
 	endSlot   context.CancelFunc
 }
@@ -93,6 +96,7 @@ func newGroup(cfg Config, topics *matcher, built *cluster.Config, log *slog.Logg
 	}
 	built.MetricRegistry.Each(func(name string, _ any) { g.metrics[name] = true })
 	g.slot, g.endSlot = context.WithCancel(context.Background())
+	g.quitting, g.quit = context.WithCancel(context.Background())
 	g.member = newMembership(built.Group.Session.Timeout, g.refused, func() { g.levers.reset() })
 	data, group := built.Config, built.Config
 	data.Net.Proxy.Enable, data.Net.Proxy.Dialer = true, g.network.Data()
@@ -281,6 +285,9 @@ func (g *group) open(routes *routes, consumers map[engine.Partition]cluster.Part
 		return
 	}
 	g.joined.Store(true)
+	g.mu.Lock()
+	g.tries = 0
+	g.mu.Unlock()
 	lanes := g.session.Assigned(ctx, gen.number, claims, change)
 	if lanes == nil && len(claims) > 0 {
 		return // over before it began
@@ -347,6 +354,7 @@ func (g *group) rebalance() error {
 		return g.inner.RefreshCoordinator(g.name)
 	}
 	<-g.created
+	g.breathe() // not the first time: nothing waits to be sealed
 	began := g.member.rebalancing()
 	g.mu.Lock()
 	g.endSlot() // an opening under way gives up
@@ -379,6 +387,28 @@ func (g *group) rebalance() error {
 		return errStopping
 	}
 	return nil
+}
+
+// freeTries are how often the engine may come again at once: a member that was thrown
+// out needs two, and a group whose members come one by one a few more.
+const freeTries = 5
+
+// breathe slows the engine down when it comes again and again, every 100 ms on its own:
+// a cluster in trouble is not helped by all members of all groups asking it so often.
+func (g *group) breathe() {
+	g.mu.Lock()
+	g.tries++
+	extra := g.tries - freeTries
+	g.mu.Unlock()
+	if extra <= 0 {
+		return
+	}
+	timer := time.NewTimer(min(time.Second, 100*time.Millisecond<<min(extra, 10)))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-g.quitting.Done():
+	}
 }
 
 // A record is a message of sarama's. Being one pointer, it is held in an interface
@@ -453,6 +483,7 @@ func (g *group) Leave(ctx context.Context) error {
 	g.leaving.Store(true)
 	g.endSlot() // an opening under way gives up
 	g.mu.Unlock()
+	g.quit()
 	g.member.wakeUp()
 	closed := make(chan error, 1)
 	go func() { closed <- g.consumer.Close() }()
@@ -485,6 +516,7 @@ func (g *group) end() {
 	}
 	g.brokerMu.Unlock()
 	g.endSlot()
+	g.quit()
 	g.routines.Wait()
 	registry := g.cluster.MetricRegistry // sarama leaves its meters behind
 	registry.Each(func(name string, _ any) {

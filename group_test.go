@@ -190,6 +190,29 @@ func TestJoinIsRefusedForGood(t *testing.T) {
 	})
 }
 
+// A group that refuses this member was asked ten times a second, for ever.
+func TestJoinIsTriedAgainWithBackoff(t *testing.T) {
+	onEngine(t, Multiplex, nil, func(t *testing.T, g *group, s *fakeSession, kafka *fakeKafka) {
+		opensGeneration(t, s, 1)
+		kafka.on(kmsg.JoinGroup, func(*call) kmsg.Response {
+			answer := kmsg.NewPtrJoinGroupResponse()
+			answer.ErrorCode = int16(sarama.ErrGroupAuthorizationFailed)
+			return answer
+		})
+		kafka.rebalance()
+		time.Sleep(10 * time.Second)
+		kafka.forget()
+		time.Sleep(time.Minute)
+		for _, key := range []kmsg.Key{kmsg.JoinGroup, kmsg.FindCoordinator, kmsg.Metadata} {
+			assert.LessOrEqual(t, kafka.count(key), 70, key.Name())
+		}
+		kafka.on(kmsg.JoinGroup, nil)
+		began := time.Now()
+		opensGeneration(t, s, 2)
+		assert.LessOrEqual(t, time.Since(began), 2*time.Second)
+	})
+}
+
 // If one partition cannot be opened the engine gives all of them up without calling
 // anything, while others deliver already.
 func TestAssignmentThatCouldNotBeOpened(t *testing.T) {
