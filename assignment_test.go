@@ -22,13 +22,9 @@ func TestDrainWaitsForTheHandlerAtWork(t *testing.T) {
 			time.Sleep(2500 * time.Millisecond)
 			return ctx.Err()
 		}
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5, 6, 7)
-		synctest.Wait()
+		r.receives(orders0, 5, 6, 7)
 		r.history.clear()
-		began := time.Now()
-		r.engine.rebalance(10*time.Second, 20*time.Second)
-		assert.Equal(t, 2500*time.Millisecond, time.Since(began))
+		assert.Equal(t, 2500*time.Millisecond, r.drains(10*time.Second, 20*time.Second))
 		assert.Equal(t, []string{
 			"rebalance started map[orders:[0]]",
 			"returned orders/0@5#1: <nil>",
@@ -38,9 +34,7 @@ func TestDrainWaitsForTheHandlerAtWork(t *testing.T) {
 		}, r.history.all(), "the queued messages were dropped, and the commit was made while the partition was ours")
 
 		r.history.clear()
-		r.engine.assign(at(orders0, 6))
-		r.engine.deliver(orders0, 6)
-		synctest.Wait()
+		r.receives(orders0, 6)
 		assert.Equal(t, []string{
 			"rebalance completed map[orders:[0]] map[orders:[0]] map[orders:[0]]",
 			"assign orders/0@6",
@@ -57,12 +51,8 @@ func TestDrainEndsABackoff(t *testing.T) {
 			}
 			return nil
 		}
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5, 6, 7)
-		synctest.Wait()
-		began := time.Now()
-		r.engine.rebalance(10*time.Second, 20*time.Second)
-		assert.Zero(t, time.Since(began))
+		r.receives(orders0, 5, 6, 7)
+		assert.Zero(t, r.drains(10*time.Second, 20*time.Second))
 		assert.Equal(t, "5#1 6#1", r.handled(orders0), "without another attempt")
 		assert.EqualValues(t, 6, r.engine.acknowledged(orders0))
 	})
@@ -77,12 +67,8 @@ func TestNilAfterCancellationSettles(t *testing.T) {
 			r.history.add("cause: %v", context.Cause(ctx))
 			return nil
 		}
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5, 6)
-		synctest.Wait()
-		began := time.Now()
-		r.engine.rebalance(8*time.Second, 10*time.Second)
-		assert.Equal(t, 9*time.Second, time.Since(began), "cancelled at 8 s")
+		r.receives(orders0, 5, 6)
+		assert.Equal(t, 9*time.Second, r.drains(8*time.Second, 10*time.Second), "cancelled at 8 s")
 		assert.Equal(t, []string{"cause: " + ErrPartitionLost.Error()}, r.history.all("cause"))
 		assert.Equal(t, "5#1", r.handled(orders0))
 		assert.EqualValues(t, 6, r.engine.acknowledged(orders0))
@@ -98,12 +84,8 @@ func TestErrorAfterCancellationIsNoAttempt(t *testing.T) {
 			<-ctx.Done()
 			return Permanent(ctx.Err())
 		}
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5)
-		synctest.Wait()
-		began := time.Now()
-		r.engine.rebalance(8*time.Second, 10*time.Second)
-		assert.Equal(t, 8*time.Second, time.Since(began))
+		r.receives(orders0, 5)
+		assert.Equal(t, 8*time.Second, r.drains(8*time.Second, 10*time.Second))
 		assert.Equal(t, "5#1", r.handled(orders0))
 		assert.Empty(t, r.history.all("blocked"))
 		assert.Empty(t, r.logs.with("attempt failed"))
@@ -127,9 +109,7 @@ func TestOrphan(t *testing.T) {
 		r.engine.deliver(orders0, 5, 6, 7)
 		r.engine.deliver(refunds0, 0)
 		synctest.Wait()
-		began := time.Now()
-		r.engine.rebalance(8*time.Second, 10*time.Second)
-		assert.Equal(t, 10*time.Second, time.Since(began))
+		assert.Equal(t, 10*time.Second, r.drains(8*time.Second, 10*time.Second))
 		assert.Equal(t, []string{"lost orders/0@6: " + ErrPartitionLost.Error()}, r.history.all("lost"))
 		assert.Equal(t, []string{"revoke refunds/0@1"}, r.history.all("revoke"), "Lost instead of Revoke")
 		assert.Len(t, r.logs.with("level=ERROR", "handler has not returned", "partition=0"), 1)
@@ -143,15 +123,11 @@ func TestOrphan(t *testing.T) {
 			r.after(time.Minute)
 			assert.Equal(t, "5#1 6#1", r.handled(orders0))
 			assert.Equal(t, []string{"orders/0"}, r.consumer.Health().Stuck)
-			began = time.Now()
-			r.engine.rebalance(8*time.Second, 10*time.Second)
-			assert.Zero(t, time.Since(began), "a lane that has not begun is drained at once")
+			assert.Zero(t, r.drains(8*time.Second, 10*time.Second), "a lane that has not begun is drained at once")
 		}
 		assert.Equal(t, "0#1 1#1 1#1", r.handled(refunds0), "the other partition goes on")
 
-		r.engine.assign(at(orders0, 6))
-		r.engine.deliver(orders0, 6, 7)
-		synctest.Wait()
+		r.receives(orders0, 6, 7)
 		r.history.clear()
 		stuck.open()
 		synctest.Wait()
@@ -167,18 +143,11 @@ func TestOrphan(t *testing.T) {
 // orphan was lost itself and took the orphan's place.
 func TestOrphanOutlivesTheLossOfALaneThatWaitsForIt(t *testing.T) {
 	withRig(t, nil, func(t *testing.T, r *rig) {
-		stuck := r.gate()
-		r.on = func(context.Context, Message) error {
-			stuck.wait()
-			return nil
-		}
+		r.hangs()
 		for range 20 { // which goroutine comes first is not certain
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5)
-			synctest.Wait()
+			r.receives(orders0, 5)
 			require.Equal(t, "5#1", r.handled(orders0))
-			r.engine.lose(errors.New("session"))
-			synctest.Wait()
+			r.loses()
 			require.Equal(t, []string{"orders/0"}, r.consumer.Health().Stuck)
 		}
 	})
@@ -188,15 +157,9 @@ func TestOrphanOutlivesTheLossOfALaneThatWaitsForIt(t *testing.T) {
 // which may be never: it pins what it had taken from its queue.
 func TestOrphanThatHasReturnedIsForgotten(t *testing.T) {
 	withRig(t, nil, func(t *testing.T, r *rig) {
-		stuck := r.gate()
-		r.on = func(context.Context, Message) error {
-			stuck.wait()
-			return nil
-		}
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5)
-		synctest.Wait()
-		r.engine.lose(errors.New("session"))
+		stuck := r.hangs()
+		r.receives(orders0, 5)
+		r.engine.lose(errLost)
 		stuck.open()
 		synctest.Wait()
 		r.engine.assign(at(refunds0, 0))
@@ -217,9 +180,7 @@ func TestLost(t *testing.T) {
 			r.history.add("cause: %v", context.Cause(ctx))
 			return nil
 		}
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5, 6, 7)
-		synctest.Wait()
+		r.receives(orders0, 5, 6, 7)
 		began := time.Now()
 		r.engine.lose(errors.New("unknown member"))
 		synctest.Wait()
@@ -246,9 +207,7 @@ func TestLostHandlerKnowsTheCause(t *testing.T) {
 			cause = context.Cause(ctx)
 			return nil
 		}
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5)
-		synctest.Wait()
+		r.receives(orders0, 5)
 		r.engine.lose(gone)
 		synctest.Wait()
 		require.ErrorIs(t, cause, ErrPartitionLost)
@@ -265,7 +224,7 @@ func TestLostIdleLanesAreNotCalledStuck(t *testing.T) {
 			claims = append(claims, at(engine.Partition{Topic: "orders", Number: i}, 0))
 		}
 		r.engine.assign(claims...)
-		r.engine.lose(errors.New("session"))
+		r.engine.lose(errLost)
 		assert.Empty(t, r.logs.with("handler has not returned"))
 		assert.Len(t, r.history.all("lost"), 50)
 	})
@@ -281,13 +240,10 @@ func TestLostDuringADrain(t *testing.T) {
 			r.history.add("cancelled after %v: %v", time.Since(r.start), context.Cause(ctx))
 			return ctx.Err()
 		}
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5, 6)
-		synctest.Wait()
+		r.receives(orders0, 5, 6)
 		drained := begin(func() { r.engine.rebalance(30*time.Second, time.Minute) })
 		time.Sleep(500 * time.Millisecond)
-		r.engine.lose(errors.New("session"))
-		synctest.Wait()
+		r.loses()
 		require.True(t, isClosed(drained), "it is not waited for")
 		assert.Len(t, r.history.all("cancelled after 500ms", ErrPartitionLost.Error()), 1)
 		assert.Len(t, r.history.all("lost orders/0@6"), 1)
@@ -299,17 +255,10 @@ func TestLostDuringADrain(t *testing.T) {
 // Whoever drains must not wait for a handler when there is nothing left to commit.
 func TestLostDuringADrainWithAStuckHandler(t *testing.T) {
 	withRig(t, nil, func(t *testing.T, r *rig) {
-		stuck := r.gate()
-		r.on = func(context.Context, Message) error {
-			stuck.wait()
-			return nil
-		}
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5)
-		synctest.Wait()
+		r.hangs()
+		r.receives(orders0, 5)
 		drained := begin(func() { r.engine.rebalance(30*time.Second, time.Minute) })
-		r.engine.lose(errors.New("session"))
-		synctest.Wait()
+		r.loses()
 		require.True(t, isClosed(drained))
 		assert.Equal(t, []string{"orders/0"}, r.consumer.Health().Stuck)
 	})
@@ -321,8 +270,7 @@ func TestLostWhileTheGenerationIsOpened(t *testing.T) {
 		opened := begin(func() { r.engine.assign(fresh(orders0, 5)) })
 		r.after(time.Second)
 		require.False(t, isClosed(opened))
-		r.engine.lose(errors.New("session"))
-		synctest.Wait()
+		r.loses()
 		require.True(t, isClosed(opened))
 		assert.Nil(t, r.engine.lane(orders0))
 		assert.Empty(t, r.history.all("assign"))
@@ -341,7 +289,7 @@ func TestLostWhileTheGenerationIsOpened(t *testing.T) {
 func TestLostInTheAssignHook(t *testing.T) {
 	var r *rig
 	withRig(t, func(cfg *Config) {
-		cfg.Hooks.Assign = func(string, int32, int64) { r.engine.lose(errors.New("session")) }
+		cfg.Hooks.Assign = func(string, int32, int64) { r.engine.lose(errLost) }
 	}, func(t *testing.T, started *rig) {
 		r = started
 		r.engine.assign(at(orders0, 5))
@@ -381,7 +329,7 @@ func TestStartNewestIsCommittedFirst(t *testing.T) {
 
 func TestStartNewestRefused(t *testing.T) {
 	withRig(t, nil, func(t *testing.T, r *rig) {
-		r.engine.answer(refusing(errors.New("not allowed"), orders0))
+		r.engine.answer(refusing(errRefused, orders0))
 		r.engine.assign(fresh(orders0, 5), fresh(refunds0, 7))
 		r.engine.deliver(refunds0, 7)
 		synctest.Wait()
@@ -399,7 +347,7 @@ func TestStartNewestThatCannotBeCommittedIsReported(t *testing.T) {
 		r.after(time.Minute)
 		require.False(t, isClosed(opened))
 		assert.NotEmpty(t, r.history.all("error", errTransient.Error()))
-		r.engine.lose(errors.New("session"))
+		r.engine.lose(errLost)
 		<-opened
 	})
 }
@@ -477,9 +425,7 @@ func TestCallsForAnotherGenerationDoNothing(t *testing.T) {
 		s.Seal(0)
 		s.Revoke(0, time.Now(), time.Now())
 		s.Lost(0, errors.New("old"))
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5, 6)
-		synctest.Wait()
+		r.receives(orders0, 5, 6)
 		for _, number := range []int64{0, 2} {
 			s.Seal(number)
 			s.Revoke(number, time.Now(), time.Now())

@@ -168,7 +168,8 @@ type Topic struct {
 }
 
 // Retry is an exponential backoff with full jitter: before attempt n+1 a random
-// time of up to MinBackoff × 2ⁿ⁻¹ passes, and never more than MaxBackoff.
+// time of up to MinBackoff × 2ⁿ⁻¹ passes. Once that has reached MaxBackoff the message
+// is held: reported as blocked, and tried again every MaxBackoff.
 type Retry struct {
 	// MinBackoff is the longest wait before the second attempt, at least 1 ms. Zero:
 	// 100 ms, or MaxBackoff if that is set and less. Negative is a mistake.

@@ -65,10 +65,11 @@ func New(cfg Config) (*Consumer, error) {
 //
 // When ctx is cancelled no further message is handed out. Handlers at work are left
 // to finish; when a fifth of Config.ShutdownTimeout is left (5 s at most) their
-// context is cancelled with [ErrShutdownTimeout]. Then what was settled is committed, and this member leaves
-// the group. Run returns nil after that, also when a message that could not be
-// handled yet was left to its next owner, and when ctx was cancelled before the
-// start; and an error when a handler did not return or the last commit failed.
+// context is cancelled with [ErrShutdownTimeout]. Then what was settled is committed,
+// and this member leaves the group. Run returns nil after that, also when a message
+// that could not be handled yet was left to its next owner, and when ctx was cancelled
+// before the start; and an error when a handler did not return or the last commit
+// failed.
 func (c *Consumer) Run(ctx context.Context) error { //nolint:contextcheck // a generation ends by itself, not with a caller
 	if c.started.Swap(true) {
 		return ErrAlreadyRun
@@ -167,10 +168,12 @@ func (c *Consumer) end() {
 func (c *Consumer) Ready() <-chan struct{} { return c.ready }
 
 // Commit commits what has been settled in every partition, and returns when the
-// broker has answered; it tries again until ctx ends. It may be called from
-// anywhere, a handler included: the message being handled is not settled yet, and
-// not part of it. During a rebalance it waits for the outcome. Before Run has
-// started and after it has ended it returns [ErrNotRunning].
+// broker has answered; it tries again until ctx ends, but for partitions whose offset
+// the broker has refused, which its error names. It may be called from anywhere, a
+// handler included: the message being handled is not settled yet, and not part of it.
+// During a rebalance it waits for the next assignment, and after a loss it returns
+// [ErrPartitionLost]. Before Run has started and after it has ended it returns
+// [ErrNotRunning].
 func (c *Consumer) Commit(ctx context.Context) error {
 	c.mu.Lock()
 	running, a, ended := c.running, c.assignment, c.ended

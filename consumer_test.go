@@ -87,7 +87,7 @@ func TestCommitInterval(t *testing.T) {
 		"negative": {-1, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			withRig(t, func(cfg *Config) { cfg.CommitInterval = test.interval }, func(t *testing.T, r *rig) {
+			withRig(t, committing(test.interval), func(t *testing.T, r *rig) {
 				r.on = func(_ context.Context, msg Message) error {
 					if msg.Offset == 6 {
 						time.Sleep(2500 * time.Millisecond)
@@ -116,7 +116,7 @@ func TestUnmovedOffsetsAreCommittedEveryHour(t *testing.T) {
 		"zero": {0, 3}, "positive": {7 * time.Minute, 3}, "every": {CommitEveryMessage, 3}, "negative": {-1, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			withRig(t, func(cfg *Config) { cfg.CommitInterval = test.interval }, func(t *testing.T, r *rig) {
+			withRig(t, committing(test.interval), func(t *testing.T, r *rig) {
 				r.engine.assign(at(orders0, 5), engine.Claim{Partition: refunds0})
 				r.after(3*time.Hour + 30*time.Minute)
 				commits := r.engine.attempts(r.start)
@@ -131,7 +131,7 @@ func TestUnmovedOffsetsAreCommittedEveryHour(t *testing.T) {
 }
 
 func TestNothingIsCommittedBeforeNil(t *testing.T) {
-	withRig(t, func(cfg *Config) { cfg.CommitInterval = 100 * time.Millisecond }, func(t *testing.T, r *rig) {
+	withRig(t, committing(100*time.Millisecond), func(t *testing.T, r *rig) {
 		r.on = func(_ context.Context, msg Message) error {
 			time.Sleep(time.Second)
 			if msg.Attempt < 3 {
@@ -156,7 +156,7 @@ func TestNothingIsCommittedBeforeNil(t *testing.T) {
 }
 
 func TestCommitEveryMessage(t *testing.T) {
-	every := func(cfg *Config) { cfg.CommitInterval = CommitEveryMessage }
+	every := committing(CommitEveryMessage)
 
 	t.Run("the next message waits for the answer", func(t *testing.T) {
 		withRig(t, every, func(t *testing.T, r *rig) {
@@ -204,7 +204,7 @@ func TestCommitEveryMessage(t *testing.T) {
 
 	t.Run("a refusal of another partition is no reason to wait", func(t *testing.T) {
 		withRig(t, every, func(t *testing.T, r *rig) {
-			r.engine.answer(refusing(errors.New("not allowed"), refunds0))
+			r.engine.answer(refusing(errRefused, refunds0))
 			r.engine.assign(at(orders0, 0), at(refunds0, 0))
 			r.engine.deliver(refunds0, 0)
 			synctest.Wait()
@@ -216,13 +216,11 @@ func TestCommitEveryMessage(t *testing.T) {
 
 	t.Run("a seal ends the wait for a refusal", func(t *testing.T) {
 		withRig(t, every, func(t *testing.T, r *rig) {
-			r.engine.answer(refusing(errors.New("not allowed"), orders0))
+			r.engine.answer(refusing(errRefused, orders0))
 			r.engine.assign(at(orders0, 5))
 			r.engine.deliver(orders0, 5, 6)
 			r.after(100 * time.Millisecond)
-			began := time.Now()
-			r.engine.rebalance(time.Minute, time.Minute)
-			assert.Zero(t, time.Since(began))
+			assert.Zero(t, r.drains(time.Minute, time.Minute))
 			assert.Equal(t, "5#1", r.handled(orders0))
 		})
 	})
@@ -251,9 +249,7 @@ func TestCommitEveryMessage(t *testing.T) {
 			r.engine.deliver(orders0, 5, 6)
 			r.after(1600 * time.Millisecond) // 6 attempts; the next is due at 2.55 s
 			require.Equal(t, 6, r.engine.commitCount())
-			began := time.Now()
-			r.engine.rebalance(time.Minute, time.Minute)
-			assert.Zero(t, time.Since(began))
+			assert.Zero(t, r.drains(time.Minute, time.Minute))
 			assert.EqualValues(t, 6, r.engine.acknowledged(orders0))
 			assert.Equal(t, "5#1", r.handled(orders0))
 		})
@@ -319,7 +315,7 @@ func TestShutdown(t *testing.T) {
 			took: inTime, handled: "5#1 6#1", committed: -1, failure: []string{"commit", "broker is restarting"},
 		},
 		"the last commit is refused": {
-			on: work(0), answer: refusing(errors.New("not allowed"), orders0),
+			on: work(0), answer: refusing(errRefused, orders0),
 			handled: "5#1 6#1", committed: -1, failure: []string{"commit", "orders/0", "not allowed"},
 		},
 		"leaving fails": {
@@ -388,15 +384,9 @@ func TestShutdownWithAHandlerThatIgnoresIt(t *testing.T) {
 // another member's.
 func TestShutdownWithAnOrphan(t *testing.T) {
 	withRig(t, nil, func(t *testing.T, r *rig) {
-		stuck := r.gate()
-		r.on = func(context.Context, Message) error {
-			stuck.wait()
-			return nil
-		}
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5)
-		synctest.Wait()
-		r.engine.lose(errors.New("session"))
+		r.hangs()
+		r.receives(orders0, 5)
+		r.engine.lose(errLost)
 		r.engine.assign(at(refunds0, 0))
 		took, err := r.stop()
 		require.ErrorContains(t, err, "orders/0")
@@ -407,7 +397,7 @@ func TestShutdownWithAnOrphan(t *testing.T) {
 // Handlers that return after they were given up, while the last commit is still under
 // way, were named as not having returned; which of them was a matter of chance.
 func TestShutdownNamesOnlyHandlersThatHaveNotReturned(t *testing.T) {
-	withRig(t, func(cfg *Config) { cfg.CommitInterval = -1 }, func(t *testing.T, r *rig) {
+	withRig(t, committing(-1), func(t *testing.T, r *rig) {
 		r.on = func(_ context.Context, msg Message) error {
 			if msg.Topic == "orders" {
 				time.Sleep(22500 * time.Millisecond)
@@ -468,13 +458,8 @@ func TestShutdownTimeoutIsKept(t *testing.T) {
 func TestShutdownDuringARebalance(t *testing.T) {
 	t.Run("while the drain waits for a handler", func(t *testing.T) {
 		withRig(t, nil, func(t *testing.T, r *rig) {
-			r.on = func(context.Context, Message) error {
-				time.Sleep(5500 * time.Millisecond)
-				return nil
-			}
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5, 6)
-			synctest.Wait()
+			r.on = takes(5500 * time.Millisecond)
+			r.receives(orders0, 5, 6)
 			drained := begin(func() { r.engine.rebalance(30*time.Second, time.Minute) })
 			r.after(time.Second)
 			took, err := r.stop()
@@ -491,9 +476,7 @@ func TestShutdownDuringARebalance(t *testing.T) {
 	t.Run("while the drain commits", func(t *testing.T) {
 		withRig(t, nil, func(t *testing.T, r *rig) {
 			r.engine.answer(func(*fakeCommit) error { return errTransient })
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5)
-			synctest.Wait()
+			r.receives(orders0, 5)
 			drained := begin(func() { r.engine.rebalance(30*time.Minute, time.Hour) })
 			r.after(time.Second)
 			took, err := r.stop()
@@ -507,9 +490,7 @@ func TestShutdownDuringARebalance(t *testing.T) {
 
 	t.Run("between two generations", func(t *testing.T) {
 		withRig(t, nil, func(t *testing.T, r *rig) {
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5)
-			synctest.Wait()
+			r.receives(orders0, 5)
 			r.engine.rebalance(time.Minute, time.Minute)
 			took, err := r.stop()
 			require.NoError(t, err)
@@ -548,10 +529,7 @@ func TestShutdownDuringARebalance(t *testing.T) {
 func TestShutdownRacesWithADrain(t *testing.T) {
 	for range 50 {
 		withRig(t, nil, func(t *testing.T, r *rig) {
-			r.on = func(context.Context, Message) error {
-				time.Sleep(100 * time.Millisecond)
-				return nil
-			}
+			r.on = takes(100 * time.Millisecond)
 			r.engine.assign(at(orders0, 5), at(refunds0, 0))
 			r.engine.deliver(orders0, 5, 6)
 			r.engine.deliver(refunds0, 0)
@@ -573,12 +551,10 @@ func TestLostDuringTheShutdown(t *testing.T) {
 			<-ctx.Done()
 			return ctx.Err()
 		}
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5)
-		synctest.Wait()
+		r.receives(orders0, 5)
 		r.cancel()
 		time.Sleep(time.Second)
-		r.engine.lose(errors.New("session"))
+		r.engine.lose(errLost)
 		took, err := r.stop()
 		assert.Zero(t, took)
 		require.ErrorIs(t, err, ErrPartitionLost)
@@ -598,7 +574,7 @@ func TestCommitOutsideRun(t *testing.T) {
 }
 
 func TestCommit(t *testing.T) {
-	never := func(cfg *Config) { cfg.CommitInterval = -1 }
+	never := committing(-1)
 
 	t.Run("commits what is settled in every partition", func(t *testing.T) {
 		withRig(t, never, func(t *testing.T, r *rig) {
@@ -624,9 +600,7 @@ func TestCommit(t *testing.T) {
 				}
 				return nil
 			}
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5, 6)
-			synctest.Wait()
+			r.receives(orders0, 5, 6)
 			require.NoError(t, err)
 			assert.Equal(t, []string{"[0s] orders/0@6"}, r.engine.attempts(r.start), "its own message is not part of it")
 		})
@@ -642,9 +616,7 @@ func TestCommit(t *testing.T) {
 				}
 				return nil
 			}
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5, 6)
-			synctest.Wait()
+			r.receives(orders0, 5, 6)
 			began := time.Now()
 			r.engine.rebalance(time.Minute, time.Minute)
 			require.NoError(t, err)
@@ -656,9 +628,7 @@ func TestCommit(t *testing.T) {
 	t.Run("tries again", func(t *testing.T) {
 		withRig(t, never, func(t *testing.T, r *rig) {
 			r.engine.answer(failing(errTransient, errTransient))
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5)
-			synctest.Wait()
+			r.receives(orders0, 5)
 			require.NoError(t, r.consumer.Commit(t.Context()))
 			assert.EqualValues(t, 6, r.engine.acknowledged(orders0))
 		})
@@ -667,9 +637,7 @@ func TestCommit(t *testing.T) {
 	t.Run("until its context ends", func(t *testing.T) {
 		withRig(t, never, func(t *testing.T, r *rig) {
 			r.engine.answer(func(*fakeCommit) error { return errTransient })
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5)
-			synctest.Wait()
+			r.receives(orders0, 5)
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
 			require.Error(t, r.consumer.Commit(ctx))
@@ -680,14 +648,13 @@ func TestCommit(t *testing.T) {
 
 	t.Run("says what was refused", func(t *testing.T) {
 		withRig(t, never, func(t *testing.T, r *rig) {
-			refused := errors.New("not allowed")
-			r.engine.answer(refusing(refused, orders0))
+			r.engine.answer(refusing(errRefused, orders0))
 			r.engine.assign(at(orders0, 5), at(refunds0, 0))
 			r.engine.deliver(orders0, 5)
 			r.engine.deliver(refunds0, 0)
 			synctest.Wait()
 			err := r.consumer.Commit(t.Context())
-			require.ErrorIs(t, err, refused)
+			require.ErrorIs(t, err, errRefused)
 			require.ErrorContains(t, err, "orders/0")
 			assert.Zero(t, time.Since(r.start), "trying again is useless")
 			assert.EqualValues(t, 1, r.engine.acknowledged(refunds0))
@@ -729,13 +696,8 @@ func TestCommit(t *testing.T) {
 
 	t.Run("waits for the outcome of a rebalance", func(t *testing.T) {
 		withRig(t, never, func(t *testing.T, r *rig) {
-			r.on = func(context.Context, Message) error {
-				time.Sleep(5 * time.Second)
-				return nil
-			}
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5)
-			synctest.Wait()
+			r.on = takes(5 * time.Second)
+			r.receives(orders0, 5)
 			drained := begin(func() { r.engine.rebalance(time.Minute, time.Minute) })
 			<-drained
 			var err error
@@ -751,9 +713,7 @@ func TestCommit(t *testing.T) {
 	t.Run("fails with the rebalance", func(t *testing.T) {
 		withRig(t, never, func(t *testing.T, r *rig) {
 			r.engine.answer(func(*fakeCommit) error { return errTransient })
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5)
-			synctest.Wait()
+			r.receives(orders0, 5)
 			var during, after error
 			committed := begin(func() { during = r.consumer.Commit(t.Context()) })
 			r.after(time.Second)
@@ -769,12 +729,10 @@ func TestCommit(t *testing.T) {
 	t.Run("fails when the partitions are lost", func(t *testing.T) {
 		withRig(t, never, func(t *testing.T, r *rig) {
 			r.engine.answer(slow(5 * time.Second))
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5)
-			synctest.Wait()
+			r.receives(orders0, 5)
 			var err error
 			committed := begin(func() { err = r.consumer.Commit(t.Context()) })
-			r.engine.lose(errors.New("session"))
+			r.engine.lose(errLost)
 			<-committed
 			require.ErrorIs(t, err, ErrPartitionLost)
 		})
@@ -782,22 +740,16 @@ func TestCommit(t *testing.T) {
 }
 
 func TestDrainCommitsUntilItsDeadline(t *testing.T) {
-	withRig(t, func(cfg *Config) { cfg.CommitInterval = -1 }, func(t *testing.T, r *rig) {
+	withRig(t, committing(-1), func(t *testing.T, r *rig) {
 		r.engine.answer(failing(errTransient, errTransient, errTransient, errTransient, errTransient))
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5)
-		synctest.Wait()
+		r.receives(orders0, 5)
 		r.engine.rebalance(5*time.Second, 10*time.Second)
 		assert.Equal(t, 1550*time.Millisecond, time.Since(r.start))
 		assert.EqualValues(t, 6, r.engine.acknowledged(orders0))
 
 		r.engine.answer(func(*fakeCommit) error { return errTransient })
-		r.engine.assign(at(orders0, 6))
-		r.engine.deliver(orders0, 6)
-		synctest.Wait()
-		began := time.Now()
-		r.engine.rebalance(5*time.Second, 10*time.Second)
-		assert.Equal(t, 10*time.Second, time.Since(began))
+		r.receives(orders0, 6)
+		assert.Equal(t, 10*time.Second, r.drains(5*time.Second, 10*time.Second))
 		assert.EqualValues(t, 6, r.engine.acknowledged(orders0))
 		assert.Len(t, r.history.all("error: ", "last commit", errTransient.Error()), 1)
 	})
@@ -807,7 +759,7 @@ func TestDrainCommitsUntilItsDeadline(t *testing.T) {
 // repeat that was settled since the last commit. Cause: the drain gave up at its
 // deadline, although nobody can join without the coordinator either.
 func TestDrainWaitsForACoordinatorThatIsAway(t *testing.T) {
-	withRig(t, func(cfg *Config) { cfg.CommitInterval = -1 }, func(t *testing.T, r *rig) {
+	withRig(t, committing(-1), func(t *testing.T, r *rig) {
 		back := time.Now().Add(15 * time.Second)
 		r.engine.answer(func(*fakeCommit) error {
 			if time.Now().Before(back) {
@@ -815,9 +767,7 @@ func TestDrainWaitsForACoordinatorThatIsAway(t *testing.T) {
 			}
 			return nil
 		})
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5)
-		synctest.Wait()
+		r.receives(orders0, 5)
 		r.engine.rebalance(5*time.Second, 10*time.Second)
 		assert.EqualValues(t, 6, r.engine.acknowledged(orders0))
 		assert.Less(t, time.Since(back), time.Second)
@@ -828,11 +778,8 @@ func TestDrainWaitsForACoordinatorThatIsAway(t *testing.T) {
 // the coordinator took longer for the last commit than what was left of the drain; the
 // answer was not waited for, and this member joined again from the offset before.
 func TestDrainWaitsForACoordinatorThatIsSlow(t *testing.T) {
-	withRig(t, func(cfg *Config) { cfg.CommitInterval = -1 }, func(t *testing.T, r *rig) {
-		r.on = func(context.Context, Message) error {
-			time.Sleep(9 * time.Second)
-			return nil
-		}
+	withRig(t, committing(-1), func(t *testing.T, r *rig) {
+		r.on = takes(9 * time.Second)
 		first := true
 		r.engine.answer(func(c *fakeCommit) error {
 			if first { // the request hangs; it is cut off, and made again
@@ -841,9 +788,7 @@ func TestDrainWaitsForACoordinatorThatIsSlow(t *testing.T) {
 			}
 			return nil
 		})
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5)
-		synctest.Wait()
+		r.receives(orders0, 5)
 		r.engine.rebalance(8*time.Second, 10*time.Second)
 		assert.EqualValues(t, 6, r.engine.acknowledged(orders0))
 		assert.Empty(t, r.history.all("error: "))

@@ -512,6 +512,50 @@ func (r *rig) handle(ctx context.Context, msg Message) (err error) {
 	return r.on(ctx, msg)
 }
 
+// receives gives the consumer one partition, whose committed offset is the first of
+// the offsets, and these messages.
+func (r *rig) receives(p engine.Partition, first int64, more ...int64) {
+	r.engine.assign(at(p, first))
+	r.engine.deliver(p, append([]int64{first}, more...)...)
+	synctest.Wait()
+}
+
+// drains is a rebalance (see fakeEngine), and how long it took.
+func (r *rig) drains(cancelAfter, giveUpAfter time.Duration) time.Duration {
+	began := time.Now()
+	r.engine.rebalance(cancelAfter, giveUpAfter)
+	return time.Since(began)
+}
+
+// loses takes the partitions away.
+func (r *rig) loses() {
+	r.engine.lose(errLost)
+	synctest.Wait()
+}
+
+// hangs makes every handler wait at a gate, whatever happens to its context.
+func (r *rig) hangs() gate {
+	g := r.gate()
+	r.on = func(context.Context, Message) error {
+		g.wait()
+		return nil
+	}
+	return g
+}
+
+// takes makes a handler that is done after a time, whatever happens to its context.
+func takes(d time.Duration) func(context.Context, Message) error {
+	return func(context.Context, Message) error {
+		time.Sleep(d)
+		return nil
+	}
+}
+
+// committing is a change of the rig's Config.
+func committing(interval time.Duration) func(*Config) {
+	return func(cfg *Config) { cfg.CommitInterval = interval }
+}
+
 // handled are the attempts made on a partition, as "5#1 5#2 6#1".
 func (r *rig) handled(p engine.Partition) string {
 	var attempts []string
@@ -568,4 +612,5 @@ var (
 	errTransient = errors.New("broker is restarting")
 	errHandler   = errors.New("bank is closed")
 	errRefused   = errors.New("not allowed")
+	errLost      = errors.New("session")
 )

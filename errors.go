@@ -11,7 +11,8 @@ var (
 	// ErrAlreadyRun is returned by a second call of Run: a Consumer runs once.
 	ErrAlreadyRun = errors.New("kgroup: consumer has already run")
 
-	// ErrNotRunning is returned by Commit before Run has started and after it has ended.
+	// ErrNotRunning is returned by Commit and by Health.Err before Run has started and
+	// after it has ended.
 	ErrNotRunning = errors.New("kgroup: consumer is not running")
 
 	// ErrPartitionLost is the cause of a handler's cancelled context when its

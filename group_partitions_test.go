@@ -94,6 +94,17 @@ func (s *fakeSource) paused() int {
 	return s.pauses
 }
 
+// work takes the lane's messages, each in the given time, until the lane is closed.
+func (l *fakeLane) work(each time.Duration, closed <-chan struct{}) {
+	for {
+		batch := l.take(closed)
+		if batch == nil {
+			return
+		}
+		time.Sleep(each * time.Duration(len(batch)))
+	}
+}
+
 // reading starts a reader of a source whose lane has a queue of 256 messages and a
 // worker that takes the given time for each. It ends all of them after body.
 func reading(t *testing.T, each time.Duration, body func(t *testing.T, source *fakeSource, lane *fakeLane, s *fakeSession)) {

@@ -36,7 +36,7 @@ import (
 // cancellation: a handler at work when the service stops is left to finish. It is
 // cancelled with [ErrPartitionLost] when the partition belongs to somebody else,
 // and with [ErrShutdownTimeout] near the end of Config.ShutdownTimeout
-// ([context.Cause] tells which). What Handle returns after that is no attempt: an
+// ([context.Cause] with [errors.Is] tells which). What Handle returns after that is no attempt: an
 // error does not count, but a nil still settles the message if the partition is
 // still ours. A handler that ignores its cancelled context cannot be stopped; its
 // message stays uncommitted, and its partition is not handled again in this

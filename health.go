@@ -57,8 +57,8 @@ type LaneHealth struct {
 	Committed     int64 // what the broker has acknowledged; -1: nothing yet
 	HighWatermark int64 // the end of the partition as of the last fetch; -1: not known
 
-	// Blocked is what the handler of the message at Frontier returned last, and
-	// BlockedSince when it failed first. Nil while the lane goes on.
+	// Blocked is what the handler of the message that is next at Frontier returned last,
+	// and BlockedSince when it failed first. Nil while the lane goes on.
 	Blocked      *HandlerError
 	BlockedSince time.Time
 

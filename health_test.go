@@ -2,7 +2,6 @@ package kgroup
 
 import (
 	"context"
-	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,10 +38,7 @@ func TestHealthState(t *testing.T) {
 		r.after(time.Second)
 		want(Consuming, time.Second)
 
-		r.on = func(context.Context, Message) error {
-			time.Sleep(5 * time.Second)
-			return nil
-		}
+		r.on = takes(5 * time.Second)
 		r.engine.deliver(orders0, 5)
 		synctest.Wait()
 		drained := begin(func() { r.engine.rebalance(time.Minute, time.Minute) })
@@ -55,9 +51,7 @@ func TestHealthState(t *testing.T) {
 		want(Consuming, 8*time.Second)
 
 		r.engine.rebalance(time.Minute, time.Minute)
-		r.engine.assign(at(orders0, 6))
-		r.engine.deliver(orders0, 6)
-		synctest.Wait()
+		r.receives(orders0, 6)
 		r.cancel()
 		r.after(time.Second)
 		want(Stopping, 8*time.Second)
@@ -73,8 +67,7 @@ func TestHealthAfterALoss(t *testing.T) {
 	withRig(t, nil, func(t *testing.T, r *rig) {
 		r.engine.assign(at(orders0, 5))
 		r.after(time.Second)
-		r.engine.lose(errors.New("session"))
-		synctest.Wait()
+		r.loses()
 		h := r.consumer.Health()
 		assert.Equal(t, Rebalancing, h.State)
 		assert.Equal(t, time.Second, h.Since.Sub(r.start))
@@ -85,7 +78,7 @@ func TestHealthAfterALoss(t *testing.T) {
 }
 
 func TestHealthLanes(t *testing.T) {
-	withRig(t, func(cfg *Config) { cfg.CommitInterval = -1 }, func(t *testing.T, r *rig) {
+	withRig(t, committing(-1), func(t *testing.T, r *rig) {
 		work := r.gate()
 		r.on = func(_ context.Context, msg Message) error {
 			if msg.Offset == 7 {
@@ -203,7 +196,7 @@ func TestHealthOfCommitsThatFail(t *testing.T) {
 		"failed":                 {0, func(*fakeCommit) error { return errTransient }, errTransient},
 	} {
 		t.Run(name, func(t *testing.T) {
-			withRig(t, func(cfg *Config) { cfg.CommitInterval = test.interval }, func(t *testing.T, r *rig) {
+			withRig(t, committing(test.interval), func(t *testing.T, r *rig) {
 				r.engine.answer(test.answer)
 				r.engine.assign(at(orders0, 5), at(refunds0, 0))
 				r.engine.deliver(orders0, 5)
@@ -245,11 +238,7 @@ func TestHealthForgetsCommitsOfAnEarlierGeneration(t *testing.T) {
 
 func TestHealthStuck(t *testing.T) {
 	withRig(t, nil, func(t *testing.T, r *rig) {
-		stuck := r.gate()
-		r.on = func(context.Context, Message) error {
-			stuck.wait()
-			return nil
-		}
+		stuck := r.hangs()
 		r.engine.assign(at(refunds0, 5), at(orders1, 5), at(orders0, 0))
 		r.engine.deliver(refunds0, 5)
 		r.engine.deliver(orders1, 5)
@@ -285,7 +274,7 @@ func TestStateString(t *testing.T) {
 func TestHealthOfARebalanceThatDoesNotEnd(t *testing.T) {
 	withRig(t, func(cfg *Config) { cfg.RebalanceTimeout = 2 * time.Minute }, func(t *testing.T, r *rig) {
 		r.engine.assign(at(orders0, 5))
-		r.engine.lose(errors.New("session"))
+		r.engine.lose(errLost)
 		r.after(129 * time.Second) // another member's handler may take so long
 		require.NoError(t, r.consumer.Health().Err())
 		r.after(2 * time.Second)

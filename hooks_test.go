@@ -2,7 +2,6 @@ package kgroup
 
 import (
 	"context"
-	"errors"
 	"os"
 	"os/exec"
 	"runtime"
@@ -32,8 +31,7 @@ func TestGoexitInAHook(t *testing.T) {
 			}
 			return nil
 		}
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5, 6, 7)
+		r.receives(orders0, 5, 6, 7)
 		r.after(time.Minute)
 		assert.Len(t, r.history.all("returned orders/0@7"), 1)
 		assert.EqualValues(t, 8, r.engine.acknowledged(orders0))
@@ -53,8 +51,7 @@ func TestGoexitInTheCommitHook(t *testing.T) {
 		}
 	}
 	withRig(t, exits, func(t *testing.T, r *rig) {
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5, 6, 7)
+		r.receives(orders0, 5, 6, 7)
 		r.after(time.Second)
 		assert.Equal(t, "5#1 6#1 7#1", r.handled(orders0))
 		assert.EqualValues(t, 8, r.engine.acknowledged(orders0))
@@ -77,8 +74,7 @@ func TestGoexitInTheUnblockedHook(t *testing.T) {
 				}
 				return nil
 			}
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5, 6, 7)
+			r.receives(orders0, 5, 6, 7)
 			r.after(time.Minute)
 			assert.Equal(t, "5#1 5#2 6#1 7#1", r.handled(orders0))
 			assert.EqualValues(t, 8, r.engine.acknowledged(orders0))
@@ -90,12 +86,9 @@ func TestGoexitInTheUnblockedHook(t *testing.T) {
 		}
 		withRig(t, exits, func(t *testing.T, r *rig) {
 			r.on = func(context.Context, Message) error { return Permanent(errHandler) }
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5)
+			r.receives(orders0, 5)
 			r.after(time.Second)
-			began := time.Now()
-			r.engine.rebalance(10*time.Second, 20*time.Second)
-			assert.Zero(t, time.Since(began))
+			assert.Zero(t, r.drains(10*time.Second, 20*time.Second))
 			assert.Empty(t, r.consumer.Health().Stuck)
 		})
 	})
@@ -113,8 +106,7 @@ func TestNilHooks(t *testing.T) {
 			return nil
 		}
 		r.run(t.Context())
-		r.engine.assign(at(orders0, 5))
-		r.engine.deliver(orders0, 5)
+		r.receives(orders0, 5)
 		r.after(time.Minute)
 		require.EqualValues(t, 6, r.engine.acknowledged(orders0))
 		r.engine.rebalance(time.Minute, time.Minute)
@@ -160,32 +152,24 @@ func TestHooksOfAPartitionDoNotOverlap(t *testing.T) {
 		withRetry(Retry{MinBackoff: time.Second, MaxBackoff: time.Second})(cfg)
 	}
 
-	t.Run("lost while it is blocked", func(t *testing.T) {
-		withRig(t, slowly, func(t *testing.T, r *rig) {
-			r.on = func(context.Context, Message) error { return Permanent(errHandler) }
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5)
-			r.after(15 * time.Second)
-			r.engine.lose(errors.New("session"))
-			r.after(time.Minute)
-			require.Len(t, r.history.all("unblocked"), 1)
-			require.Len(t, r.history.all("lost"), 1)
-			assert.Zero(t, overlaps.Load())
+	for name, when := range map[string]time.Duration{
+		"lost while it is blocked":   15 * time.Second,
+		"lost while that is told":    5 * time.Second,
+		"lost before the second try": 11*time.Second - 1,
+	} {
+		t.Run(name, func(t *testing.T) {
+			withRig(t, slowly, func(t *testing.T, r *rig) {
+				r.on = func(context.Context, Message) error { return Permanent(errHandler) }
+				r.receives(orders0, 5)
+				r.after(when)
+				r.engine.lose(errLost)
+				r.after(time.Minute)
+				require.Len(t, r.history.all("unblocked"), 1)
+				require.Len(t, r.history.all("lost"), 1)
+				assert.Zero(t, overlaps.Load())
+			})
 		})
-	})
-
-	t.Run("lost while that is told", func(t *testing.T) {
-		withRig(t, slowly, func(t *testing.T, r *rig) {
-			r.on = func(context.Context, Message) error { return Permanent(errHandler) }
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5)
-			r.after(5 * time.Second)
-			r.engine.lose(errors.New("session"))
-			r.after(time.Minute)
-			require.Len(t, r.history.all("lost"), 1)
-			assert.Zero(t, overlaps.Load())
-		})
-	})
+	}
 
 	t.Run("assigned again while an orphan ends", func(t *testing.T) {
 		withRig(t, slowly, func(t *testing.T, r *rig) {
@@ -196,8 +180,7 @@ func TestHooksOfAPartitionDoNotOverlap(t *testing.T) {
 				}
 				return Permanent(errHandler)
 			}
-			r.engine.assign(at(orders0, 5))
-			r.engine.deliver(orders0, 5)
+			r.receives(orders0, 5)
 			r.after(15 * time.Second)
 			require.Equal(t, "5#1 5#2", r.handled(orders0))
 			r.engine.rebalance(time.Second, 2*time.Second)

@@ -1,7 +1,6 @@
 package kgroup
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -204,8 +203,8 @@ func TestForeignMetadataIsIgnored(t *testing.T) {
 func TestRefusalIsReportedOnce(t *testing.T) {
 	for name, interval := range map[string]time.Duration{"interval": time.Second, "every message": CommitEveryMessage} {
 		t.Run(name, func(t *testing.T) {
-			withRig(t, func(cfg *Config) { cfg.CommitInterval = interval }, func(t *testing.T, r *rig) {
-				r.engine.answer(refusing(errors.New("not allowed"), orders0))
+			withRig(t, committing(interval), func(t *testing.T, r *rig) {
+				r.engine.answer(refusing(errRefused, orders0))
 				r.engine.assign(at(orders0, 5), at(refunds0, 0))
 				r.engine.deliver(orders0, 5)
 				for i := range int64(60) {
@@ -220,7 +219,7 @@ func TestRefusalIsReportedOnce(t *testing.T) {
 				r.after(2 * time.Second)
 				assert.EqualValues(t, 6, r.engine.acknowledged(orders0), "it is tried again")
 
-				r.engine.answer(refusing(errors.New("not allowed"), orders0))
+				r.engine.answer(refusing(errRefused, orders0))
 				r.engine.deliver(orders0, 6)
 				r.after(3 * time.Second)
 				assert.Len(t, r.history.all("error: "), 2, "it is new then")
@@ -247,7 +246,7 @@ func TestFailedCommitIsReportedAndMadeAgain(t *testing.T) {
 // One request at a time: else an older one that is answered later would take an offset
 // back.
 func TestCommitsDoNotOvertakeEachOther(t *testing.T) {
-	withRig(t, func(cfg *Config) { cfg.CommitInterval = 100 * time.Millisecond }, func(t *testing.T, r *rig) {
+	withRig(t, committing(100*time.Millisecond), func(t *testing.T, r *rig) {
 		under := make(chan struct{}, 1)
 		r.engine.answer(func(c *fakeCommit) error {
 			select {

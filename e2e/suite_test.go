@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -211,9 +212,10 @@ func tested(table string) string {
 
 Written by `+"`make test-kafka-all`"+`: every scenario of [e2e](../e2e) on every version of Kafka, in both modes.
 The numbers are seconds; "·" means that a scenario is not meant for that broker.
-Commit %s, %s, %s counts.
+Commit %s, %s, %s counts; %s, %d CPUs, %s/%s.
 
-%s`, commit, time.Now().UTC().Format(time.DateOnly), map[bool]string{false: "short", true: "full"}[full()], table)
+%s`, commit, time.Now().UTC().Format(time.DateOnly), map[bool]string{false: "short", true: "full"}[full()],
+		runtime.Version(), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, table)
 }
 
 // full reports whether the counts of records, joins and kills are those of the

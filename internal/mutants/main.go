@@ -21,9 +21,10 @@ import (
 // A mutant is one safeguard taken out: every occurrence of old in file becomes new.
 type mutant struct {
 	name     string
+	prevents string // what happens without it
 	file     string
 	old, new string
-	module   string // directory of the module, or package of the root, whose test guards it
+	module   string // directory of the module whose test guards it
 	test     string // its name, as for go test -run
 }
 
@@ -53,9 +54,9 @@ func run(names []string) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
-		fmt.Printf("%-28s %-10s %-60s %5.1fs\n", m.name, verdict, m.test, time.Since(began).Seconds())
+		fmt.Printf("%-36s %-10s %-60s %5.1fs\n", m.name, verdict, m.test, time.Since(began).Seconds())
 		if verdict != "caught" {
-			survived = append(survived, m.name)
+			survived = append(survived, fmt.Sprintf("%s (it prevents this: %s)", m.name, m.prevents))
 		}
 	}
 	if len(survived) > 0 {
