@@ -81,7 +81,7 @@ type pulse struct {
 // beat asks once. Dialing is bounded by ConnectTimeout, the rest by until.
 func (p *pulse) beat(ctx context.Context, until time.Time) error {
 	if p.conn == nil {
-		conn, err := p.network.Data().Dial("tcp", p.addr) //nolint:contextcheck // sarama's dialer, which has none; it is bounded
+		conn, err := p.network.Data().Dial("tcp", p.addr)
 		if err != nil {
 			return err
 		}
