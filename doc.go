@@ -28,7 +28,7 @@
 //     a lost session, or a handler that outlives its deadline repeats, and then at
 //     most what was in flight and what was settled since the last acknowledged commit.
 //     TestDrainWaitsForTheHandlerAtWork, TestShutdown, "join and leave under load",
-//     "handler slower than half the session".
+//     "handler slower than the session".
 //
 //  3. Order. Messages of one partition are handled one after the other, in the order
 //     of their offsets, retries included. TestRetryKeepsOrder,
@@ -60,12 +60,24 @@
 // one fetch response a broker. A consumer has 5 goroutines of its own, one for each
 // partition (three in Partitions mode), one more for each that waits in a handler which
 // used to be quick, and short-lived ones for single requests; the engine has about as
-// many.
+// many. Of the functions that may be asked for credentials at each connection 8 run at
+// once at most.
 //
-// Connecting takes at most Config.ConnectTimeout for one attempt. A rebalance waits
-// for handlers for the lesser of RebalanceTimeout and SessionTimeout, less a heartbeat
-// interval, 250 ms and 1 s; after 80 % of that their context is cancelled. Run
-// returns within Config.ShutdownTimeout after its context is cancelled.
+// Connecting takes at most Config.ConnectTimeout for one attempt, TLS and SASL
+// included; a broker that hangs is noticed within 13 s. A rebalance waits for handlers
+// for RebalanceTimeout less a heartbeat interval, 250 ms and 1 s, whatever
+// SessionTimeout is; after 80 % of that their context is cancelled. (With brokers that
+// speak nothing newer than JoinGroup v0, before 0.10.1, the lesser of the two counts.)
+// Run returns within Config.ShutdownTimeout after its context is cancelled.
+//
+// # Security
+//
+// Config.TLS encrypts the connections; [LoadTLS] makes it of PEM files, and reads them
+// anew when they change. Config.Auth says who this member is: [Plain], [Scram],
+// [OAuthBearer]. Functions that return secrets are called for each connection, so a
+// secret that was rotated needs no restart; where the brokers limit how long a
+// connection is authenticated, it is replaced before that ends. No secret is shown
+// however a Config or an error is printed, encoded or logged.
 //
 // # Exactly once
 //
