@@ -32,7 +32,8 @@
 //
 //  3. Order. Messages of one partition are handled one after the other, in the order
 //     of their offsets, retries included. TestRetryKeepsOrder,
-//     "join and leave under load".
+//     TestWhoPollsIsRelieved, "join and leave under load",
+//     "join and leave, quick handlers".
 //
 //  4. One owner. A partition is never handed out while this member does not hold it,
 //     as far as the member can know, and a handler's context is cancelled with the
@@ -66,9 +67,8 @@
 // Connecting takes at most Config.ConnectTimeout for one attempt, TLS and SASL
 // included; a broker that hangs is noticed within 13 s. A rebalance waits for handlers
 // for RebalanceTimeout less a heartbeat interval, 250 ms and 1 s, whatever
-// SessionTimeout is; after 80 % of that their context is cancelled. (With brokers that
-// speak nothing newer than JoinGroup v0, before 0.10.1, the lesser of the two counts.)
-// Run returns within Config.ShutdownTimeout after its context is cancelled.
+// SessionTimeout is; after 80 % of that their context is cancelled. Run returns within
+// Config.ShutdownTimeout after its context is cancelled.
 //
 // # Security
 //
