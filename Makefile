@@ -50,7 +50,7 @@ lint: tools ## check style, imports and formatting
 	bin/golangci-lint run $$packages
 	@files=$$(gofmt -l .); \
 	if [ -n "$$files" ]; then printf 'make lint: not formatted by gofmt:\n%s\n' "$$files" >&2; exit 1; fi
-	@files=$$(grep -rl --include='*_test.go' 'time\.Sleep(' *_test.go internal | xargs -r grep -L '"testing/synctest"' || true); \
+	@files=$$(grep -rl --include='*_test.go' 'time\.Sleep(' *_test.go internal | xargs -r grep -LE '"testing/synctest"|inBubble|onEngine|withRig' || true); \
 	if [ -n "$$files" ]; then printf 'make lint: time.Sleep outside testing/synctest; wait for the event itself:\n%s\n' "$$files" >&2; exit 1; fi
 	GOWORK=off go -C tools mod tidy -diff
 
