@@ -115,28 +115,51 @@ func contend(ctx context.Context, args []string, stdout io.Writer) error {
 	return json.NewEncoder(stdout).Encode(s)
 }
 
-// config is what both sides begin with. Both secure their connections in Config.Dial,
-// so that TLS costs them the same.
+// config is what both sides begin with. TLS is not in it: each side has it as its users
+// do, kgroup in Config.TLS and the bare loop in sarama's Net.TLS, and what that costs
+// counts.
 func (j job) config(handle kgroup.HandlerFunc) kgroup.Config {
-	cfg := kgroup.Config{
+	return kgroup.Config{
 		Brokers: j.Brokers,
 		Group:   j.Group,
 		Mode:    j.Mode,
 		Topics:  kgroup.Topics{j.Topic.Name: {Handler: handle}},
 		Logger:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
-	if j.CA != "" {
-		cfg.Dial = trusting(j.CA)
-	}
-	return cfg
 }
 
-// kgroup starts a consumer with kgroup's defaults. What it returns stops it.
+// consumer is kgroup with its defaults.
+func (j job) consumer(handle kgroup.HandlerFunc) (*kgroup.Consumer, error) {
+	cfg := j.config(handle)
+	if j.CA != "" {
+		var err error
+		if cfg.TLS, err = kgroup.LoadTLS(kgroup.TLSFiles{CA: j.CA}); err != nil {
+			return nil, err
+		}
+	}
+	return kgroup.New(cfg)
+}
+
+// bare are the settings of a loop without kgroup. They come from ClusterConfig, which
+// leaves connections to sarama as long as it is told of no TLS.
+func (j job) bare() (*cluster.Config, error) {
+	cfg := j.config(idle)
+	cfg.Tune = j.Engine.apply
+	built, err := cfg.ClusterConfig()
+	if err != nil || j.CA == "" {
+		return built, err
+	}
+	built.Net.TLS.Enable = true
+	built.Net.TLS.Config, err = trusting(j.CA)
+	return built, err
+}
+
+// kgroup starts a consumer. What it returns stops it.
 func (j job) kgroup(ctx context.Context, m *meter) (stop func() error, err error) {
-	c, err := kgroup.New(j.config(func(_ context.Context, msg kgroup.Message) error {
+	c, err := j.consumer(func(_ context.Context, msg kgroup.Message) error {
 		m.handle(msg.Partition, msg.Value)
 		return nil
-	}))
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -152,9 +175,7 @@ func (j job) kgroup(ctx context.Context, m *meter) (stop func() error, err error
 // raw starts the loop that somebody would write who uses the engine without
 // kgroup. It commits as often as kgroup does.
 func (j job) raw(_ context.Context, m *meter) (stop func() error, err error) {
-	cfg := j.config(idle)
-	cfg.Tune = j.Engine.apply
-	built, err := cfg.ClusterConfig()
+	built, err := j.bare()
 	if err != nil {
 		return nil, err
 	}

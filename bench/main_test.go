@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	cluster "github.com/bsm/sarama-cluster"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -87,7 +88,8 @@ func TestOverheadWithTLS(t *testing.T) {
 	assert.Contains(t, out.String(), "kgroup against raw-tuned, within rounds")
 }
 
-// A contender that does not check whom it talks to would be cheaper than it should be.
+// A contender that does not check whom it talks to would be cheaper than it should be;
+// so would one that does not encrypt, which this broker would not answer.
 func TestContendersCheckTheCertificate(t *testing.T) {
 	var identities []*identity
 	for range 2 {
@@ -99,11 +101,28 @@ func TestContendersCheckTheCertificate(t *testing.T) {
 	b, err := kgrouptest.New(kgrouptest.Config{TLS: identities[0].config()})
 	require.NoError(t, err)
 	t.Cleanup(b.Close)
-	conn, err := trusting(identities[0].ca)(t.Context(), "tcp", b.Addrs()[0])
+	own, err := ofKgroup(kgroup.Multiplex)
 	require.NoError(t, err)
-	require.NoError(t, conn.Close())
-	_, err = trusting(identities[1].ca)(t.Context(), "tcp", b.Addrs()[0])
-	require.ErrorContains(t, err, b.Addrs()[0])
+	j := job{Engine: own, Brokers: b.Addrs(), Topic: topic{Name: "bench"}, Group: "bench"}
+	// connect is how the bare loop fares.
+	connect := func() error {
+		built, err := j.bare()
+		require.NoError(t, err)
+		built.Metadata.Retry.Max = 0
+		client, err := cluster.NewClient(j.Brokers, built)
+		require.NoError(t, err)
+		defer client.Close()
+		return client.RefreshMetadata()
+	}
+
+	j.CA = identities[0].ca
+	require.NoError(t, connect())
+
+	j.CA = identities[1].ca
+	require.ErrorContains(t, connect(), "out of available brokers") // sarama does not say why
+	c, err := j.consumer(idle)
+	require.NoError(t, err)
+	require.ErrorContains(t, c.Run(t.Context()), "unknown authority")
 }
 
 // The bare loop with kgroup's settings has them from kgroup, so that they are still

@@ -2,10 +2,10 @@
 
 package main
 
-// TLS, for both sides alike: a broker's certificate, and contenders that trust it.
+// A broker's certificate, and what a client needs to trust it. How each contender uses
+// that is in contender.go.
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -13,7 +13,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"fmt"
 	"math/big"
 	"net"
 	"os"
@@ -91,19 +90,12 @@ func (i *identity) properties() map[string]string {
 	}
 }
 
-// trusting dials like a [net.Dialer] and shakes hands with whoever shows a certificate
-// from file. The context bounds both.
-func trusting(file string) func(ctx context.Context, network, addr string) (net.Conn, error) {
-	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		certificate, err := os.ReadFile(file)
-		if err != nil {
-			return nil, err
-		}
-		pool := (&identity{certificate: certificate}).pool()
-		conn, err := (&tls.Dialer{Config: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}}).DialContext(ctx, network, addr)
-		if err != nil {
-			return nil, fmt.Errorf("dial %s with TLS: %w", addr, err)
-		}
-		return conn, nil
+// trusting are the settings of a client that trusts whoever shows a certificate from
+// file, as somebody writes them who has no kgroup.
+func trusting(file string) (*tls.Config, error) {
+	certificate, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
 	}
+	return &tls.Config{RootCAs: (&identity{certificate: certificate}).pool(), MinVersion: tls.VersionTLS12}, nil
 }
