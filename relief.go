@@ -180,8 +180,9 @@ func (l *lane) Handle(first engine.Record, more func() (engine.Record, bool)) en
 		}
 	}()
 	record, some := first, true
-	for some && l.finishDirect(record) && more != nil && !l.queue.turn.called() && l.direct.quick.Load() {
+	for some && l.finishDirect(record) && more != nil && l.direct.quick.Load() && l.queue.turn.next() {
 		record, some = more()
+		l.queue.turn.got()
 		first = record
 	}
 	ended = true

@@ -25,7 +25,8 @@ type poller struct {
 	offsets   chan int64
 	polling   atomic.Int64 // goroutines that have not been relieved
 	reliefs   atomic.Int64
-	direct    atomic.Int64 // offsets that the lane has handled on a goroutine of the poller
+	direct    atomic.Int64 // calls in which the lane has handled something on a goroutine of the poller
+	more      func() (engine.Record, bool)
 }
 
 const pollerPatience = 40 * time.Millisecond
@@ -46,7 +47,7 @@ func (p *poller) run() {
 	var one [1]engine.Record
 	for offset := range p.offsets {
 		one[0] = &fakeRecord{offset: offset}
-		switch p.rig.engine.lane(p.partition).Handle(one[0], nil) {
+		switch p.rig.engine.lane(p.partition).Handle(one[0], p.more) {
 		case engine.Declined:
 			p.rig.engine.lane(p.partition).Deliver(one[:])
 		case engine.Done:
@@ -130,6 +131,43 @@ func TestWhoPollsIsRelieved(t *testing.T) {
 		assert.Equal(t, direct, p.direct.Load(), "the handler is not quick any more")
 		r.after(time.Second)
 		assert.Equal(t, next+4, r.engine.acknowledged(orders0))
+		close(p.offsets)
+	})
+}
+
+// Who polls may be kept between two messages too: its processor is busy with others.
+// Nobody may poll in its place then, for it is about to take the next one itself, and
+// what somebody else took before would be overtaken, and passed by the frontier.
+func TestWhoPollsIsNotRelievedBetweenMessages(t *testing.T) {
+	withRig(t, nil, func(t *testing.T, r *rig) {
+		p := poll(r)
+		next := p.quick()
+		gate := r.gate()
+		r.on = func(_ context.Context, msg Message) error {
+			if msg.Offset == next+2 {
+				gate.wait()
+			}
+			return nil
+		}
+		p.more = func() (engine.Record, bool) {
+			time.Sleep(10 * pollerPatience)
+			offset, ok := <-p.offsets
+			return &fakeRecord{offset: offset}, ok
+		}
+		p.offsets <- next
+		p.offsets <- next + 1
+		p.offsets <- next + 2
+		assert.Zero(t, p.reliefs.Load())
+		p.offsets <- next + 3 // taken when the handler of the one before has kept it for long
+		synctest.Wait()
+		assert.EqualValues(t, 1, p.reliefs.Load())
+		assert.Equal(t, fmt.Sprintf("%d#1 %d#1 %d#1", next, next+1, next+2), r.handled(orders0))
+		r.after(time.Minute)
+		assert.Equal(t, next+2, r.engine.acknowledged(orders0))
+		gate.open()
+		synctest.Wait()
+		assert.Equal(t, fmt.Sprintf("%d#1 %d#1 %d#1 %d#1", next, next+1, next+2, next+3), r.handled(orders0))
+		assert.EqualValues(t, 1, p.polling.Load(), "who was relieved is gone")
 		close(p.offsets)
 	})
 }
@@ -373,8 +411,11 @@ func TestTurn(t *testing.T) {
 			}
 			guarded++
 			polled++
-			if rand.IntN(8) == 0 {
+			for rand.IntN(8) == 0 && tu.next() {
 				runtime.Gosched()
+				tu.got()
+				guarded++
+				polled++
 			}
 			if tu.leave() {
 				reliefs.Add(-1)
@@ -393,5 +434,5 @@ func TestTurn(t *testing.T) {
 	assert.Equal(t, rounds, worked)
 	assert.Equal(t, worked+polled, guarded)
 	assert.Zero(t, reliefs.Load(), "each relief was noticed, once")
-	assert.Zero(t, tu.state.Load()&(taken|polling|wanted|relieved))
+	assert.Zero(t, tu.state.Load()&(taken|polling|between|wanted|relieved))
 }

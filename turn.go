@@ -19,6 +19,7 @@ type turn struct {
 const (
 	taken    uint64 = 1 << iota // somebody has it,
 	polling                     // and it is who polls,
+	between                     // who is about to take the next message,
 	wanted                      // for whom the worker waits,
 	relieved                    // or another goroutine polls by now: see relief.go
 	nextTurn
@@ -39,12 +40,20 @@ func (t *turn) enter() bool {
 // called reports whether who polls should give the turn back.
 func (t *turn) called() bool { return t.state.Load()&(wanted|relieved) != 0 }
 
+// next begins to take the next message, and reports false if who polls should give the
+// turn back instead. Until got, nobody begins to poll in its place: there would be two
+// who take messages, and one might overtake the other.
+func (t *turn) next() bool { return t.state.Add(between)&(wanted|relieved) == 0 }
+
+// got says that the next message has been taken.
+func (t *turn) got() { t.state.Add(^(between - 1)) }
+
 // leave gives the turn of who polls back, and reports whether another goroutine has
 // begun to poll meanwhile.
 func (t *turn) leave() bool {
 	for {
 		s := t.state.Load()
-		next := s&^(taken|polling|wanted|relieved) + nextTurn
+		next := s&^(taken|polling|between|wanted|relieved) + nextTurn
 		if s&wanted != 0 {
 			next |= taken
 		}
@@ -58,9 +67,9 @@ func (t *turn) leave() bool {
 }
 
 // relieve notes that another goroutine polls from now on, unless who polls has left
-// the turn that was seen, or has been relieved already.
+// the turn that was seen, is between two messages, or has been relieved already.
 func (t *turn) relieve(seen uint64) bool {
-	return seen&polling != 0 && seen&relieved == 0 && t.state.CompareAndSwap(seen, seen|relieved)
+	return seen&(polling|between|relieved) == polling && t.state.CompareAndSwap(seen, seen|relieved)
 }
 
 // acquire takes the turn for the worker, and waits for who polls to leave it.

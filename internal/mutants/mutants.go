@@ -313,6 +313,14 @@ var mutants = []mutant{
 		test:     "TestWhoPollsIsRelieved",
 	},
 	{
+		name:     "who-polls-is-relieved-between-messages",
+		prevents: "two goroutines poll one partition, and a message is overtaken and passed by the frontier",
+		file:     "turn.go",
+		old:      "seen&(polling|between|relieved) == polling &&",
+		new:      "seen&(polling|relieved) == polling &&",
+		test:     "TestWhoPollsIsNotRelievedBetweenMessages",
+	},
+	{
 		name:     "drain-does-not-wait-for-who-polls",
 		prevents: "a message handled where it is polled is repeated by the next owner",
 		file:     "queue.go",
