@@ -524,3 +524,30 @@ func TestOpeningThatWaitsForALostHookIsGivenUp(t *testing.T) {
 		<-lost
 	})
 }
+
+// A drain that begins when its time is up (the coordinator was away) cancels handlers at
+// once. One that looks at its context is waited for, and an idle lane is drained.
+func TestDrainThatBeginsTooLate(t *testing.T) {
+	withRig(t, nil, func(t *testing.T, r *rig) {
+		orders2 := engine.Partition{Topic: "orders", Number: 2}
+		gate := r.gate()
+		r.on = func(ctx context.Context, msg Message) error {
+			if msg.Partition == 2 {
+				gate.wait()
+			}
+			<-ctx.Done()
+			return nil
+		}
+		r.engine.assign(at(orders0, 0), at(orders1, 0), at(orders2, 0))
+		r.engine.deliver(orders1, 0)
+		r.engine.deliver(orders2, 0)
+		synctest.Wait()
+		began := time.Now()
+		r.engine.rebalance(-2*time.Second, -time.Second)
+		assert.Equal(t, lostGrace, time.Since(began))
+		assert.Equal(t, []string{"revoke orders/0@0", "revoke orders/1@1"}, r.history.all("revoke"))
+		assert.Len(t, r.history.all("lost"), 1)
+		assert.EqualValues(t, 1, r.engine.acknowledged(orders1))
+		gate.open()
+	})
+}

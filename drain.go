@@ -27,6 +27,9 @@ func (a *assignment) Revoke(number int64, cancelAt, until time.Time) {
 	if g == nil || g.number != number {
 		return
 	}
+	if least := time.Now().Add(lostGrace); until.Before(least) { // the coordinator was away, say: an idle lane is no orphan
+		until = least
+	}
 	drain, cancel := context.WithDeadline(context.Background(), until)
 	defer cancel()
 	first := a.drain(drain, g, cancelAt, ErrPartitionLost)
@@ -180,7 +183,8 @@ func (a *assignment) over(g *generation, err error) {
 }
 
 // lostGrace is what the handlers of a lost generation have to return in before they
-// are said not to have: enough for one that looks at its context.
+// are said not to have, and of a drain that begins too late: enough for one that looks
+// at its context.
 const lostGrace = 100 * time.Millisecond
 
 func waitAtMost(d time.Duration, lanes []*lane) {

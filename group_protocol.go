@@ -298,9 +298,14 @@ func (g *group) leaveEarly() {
 		return
 	}
 	defer func() { _ = broker.Close() }()
-	if _, err := broker.LeaveGroup(&sarama.LeaveGroupRequest{GroupId: g.name, MemberId: id}); err != nil {
+	answer, err := broker.LeaveGroup(&sarama.LeaveGroupRequest{GroupId: g.name, MemberId: id})
+	switch {
+	case err != nil:
+		g.left = "" // tried again at the next tick, as below
+	case moved(answer.Err):
 		g.left = ""
-		return
+		_ = g.inner.RefreshCoordinator(g.name)
+	default:
+		g.takeBack()
 	}
-	g.takeBack()
 }

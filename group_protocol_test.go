@@ -493,6 +493,27 @@ func TestLeaveEarly(t *testing.T) {
 	})
 }
 
+// A broker that does not coordinate the group any more has let nobody go.
+func TestLeaveEarlyFromTheWrongBroker(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		g, _, kafka := aMember(t)
+		asked := 0
+		g.inner.(*stubClient).refreshCoordinator = func() error { asked++; return nil }
+		kafka.once(kmsg.LeaveGroup, func(*call) kmsg.Response {
+			answer := kmsg.NewPtrLeaveGroupResponse()
+			answer.ErrorCode = int16(sarama.ErrNotCoordinatorForConsumer)
+			return answer
+		})
+		g.member.JoinSent(member7.ID)
+		g.leaveEarly()
+		assert.False(t, isClosed(g.taken))
+		assert.Equal(t, 1, asked)
+		g.leaveEarly()
+		assert.True(t, isClosed(g.taken))
+		assert.Len(t, kafka.all(kmsg.LeaveGroup), 2)
+	})
+}
+
 // A member that has no id yet cannot be taken back.
 func TestLeaveEarlyWithoutAnID(t *testing.T) {
 	inBubble(t, func(t *testing.T) {

@@ -120,9 +120,9 @@ type Session interface {
 	Seal(generation int64)
 
 	// Revoke drains a sealed generation, commits it, and returns. Handlers still at
-	// work are cancelled at cancelAt and given up at until. While the coordinator is
-	// unreachable it goes on trying to commit. When the session is lost meanwhile it
-	// returns at once.
+	// work are cancelled at cancelAt and given up at until, or, if that has passed,
+	// after a moment. While the coordinator is unreachable it goes on trying to commit.
+	// When the session is lost meanwhile it returns at once.
 	Revoke(generation int64, cancelAt, until time.Time)
 
 	// Lost says that the generation's partitions belong to somebody else, or may:

@@ -107,11 +107,11 @@ func (r *renewed) renew() {
 		if r.ctx.Err() != nil {
 			return
 		}
-		pause, left := rand.N(wait), r.left()
-		if left > 0 {
+		pause, end := rand.N(wait), r.end()
+		if left := time.Until(end); left > 0 {
 			pause = min(pause, max(minRenewBackoff, left/4)) // several times yet, however short the session
 		}
-		r.report(err, left)
+		r.report(err, end)
 		select {
 		case <-time.After(pause):
 		case <-r.ctx.Done():
@@ -128,18 +128,20 @@ func (r *renewed) try(under bool) {
 	r.wake()
 }
 
-// left is how long the broker still takes requests.
-func (r *renewed) left() time.Duration {
+// end is until when the broker takes requests.
+func (r *renewed) end() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return time.Until(r.current.session.end())
+	return r.current.session.end()
 }
 
-func (r *renewed) report(err error, left time.Duration) {
+// report says the same each time while nothing changes: whoever logs it can tell that it
+// is known.
+func (r *renewed) report(err error, end time.Time) {
 	switch report := r.network.Report; {
 	case report == nil:
-	case left > 0:
-		report(fmt.Errorf("renew the connection to %s, whose session ends in %v: %w", r.addr, left.Round(time.Millisecond), err))
+	case time.Now().Before(end):
+		report(fmt.Errorf("renew the connection to %s, whose session ends at %s: %w", r.addr, end.UTC().Format("15:04:05Z"), err))
 	default:
 		report(fmt.Errorf("renew the connection to %s, whose session has ended: %w", r.addr, err))
 	}
