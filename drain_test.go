@@ -125,6 +125,17 @@ func TestDrainHasItsTimeAfterACoordinatorWasAway(t *testing.T) {
 	})
 }
 
+// A loss was told as a drain when the engine came to its next rebalance before the clock
+// had been looked at.
+func TestDrainPointOfALostGeneration(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		g, s, _ := atDrainPoint(t)
+		g.member.lost(member7, errTransient)
+		require.NoError(t, g.levers.RefreshCoordinator("billing"))
+		assert.Equal(t, []string{"lost 1: " + errTransient.Error(), "seal 1", "revoke 1"}, s.history.all())
+	})
+}
+
 // The engine asks for the coordinator once before its main loop runs.
 func TestDrainPointBeforeTheStart(t *testing.T) {
 	g, s := newTestGroup(t, nil)

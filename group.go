@@ -372,6 +372,9 @@ func (g *group) rebalance() error {
 	}
 	<-g.created
 	g.breathe() // not the first time: nothing waits to be sealed
+	if me, _, gone := g.member.check(time.Now(), 0); gone != nil {
+		g.lose(me, gone) // watch may not have come round to it, and the next JoinGroup forgets it
+	}
 	began := g.member.rebalancing()
 	g.mu.Lock()
 	g.endSlot() // an opening under way gives up
