@@ -55,8 +55,8 @@ func silence(e *env) {
 // requests are those that a member sends when it comes back to a group, those of
 // joins while it joins.
 var (
-	joins    = []kmsg.Key{kmsg.JoinGroup, kmsg.SyncGroup, kmsg.OffsetFetch, kmsg.ListOffsets}
-	requests = append([]kmsg.Key{kmsg.Metadata, kmsg.FindCoordinator, kmsg.Fetch, kmsg.Heartbeat, kmsg.OffsetCommit}, joins...)
+	joins    = []kmsg.Key{kmsg.FindCoordinator, kmsg.JoinGroup, kmsg.SyncGroup, kmsg.OffsetFetch, kmsg.ListOffsets}
+	requests = append([]kmsg.Key{kmsg.Metadata, kmsg.Fetch, kmsg.Heartbeat, kmsg.OffsetCommit}, joins...)
 )
 
 // The brokers present certificates that must not be trusted, or none.
@@ -157,9 +157,10 @@ func (e *env) survives(whole func(addr string) faults.Handler, troubles []troubl
 	e.history.SessionLost("a")
 	for i, trouble := range troubles {
 		a.handles(20)
-		var met atomic.Int64
-		f.become(func(addr string) faults.Handler {
+		var met, before atomic.Int64
+		f.become(func(addr string) faults.Handler { // breaks connections, which is reported too
 			return trouble.when(addr, func(ctx context.Context, c net.Conn) {
+				before.CompareAndSwap(0, int64(len(reports.all())))
 				met.Add(1)
 				trouble.fault(ctx, c)
 			})
@@ -169,7 +170,7 @@ func (e *env) survives(whole func(addr string) faults.Handler, troubles []troubl
 			joins = e.start(fmt.Sprint("joins-", i), on(topic, quick)) // or a would not have to
 		}
 		e.reaches(1, "connections with trouble: "+trouble.name, &met)
-		reported := len(reports.all()) // before it was that connections broke
+		reported := int(before.Load())
 		reports.await(e, reported, trouble.want...)
 		e.t.Logf("%s: %v", trouble.name, reports.all()[reported:])
 		f.become(whole)

@@ -203,7 +203,7 @@ func hangUpHint(step string, secured bool) string {
 	case step == stepTLS:
 		return "the broker closed the connection: is this a plaintext listener?"
 	case step == stepSASL, step == stepAuth:
-		return "the broker closed the connection: its log says why"
+		return "the broker closed the connection: is this a SASL listener? its log says why"
 	case secured:
 		return "the broker closed the connection: does it require a client certificate, or refuse this one? its log says why"
 	default:
