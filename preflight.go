@@ -159,7 +159,7 @@ func (g *group) unauthenticated(err error) error {
 	switch {
 	case !g.kerberos || errors.As(err, new(*wire.ConnectError)):
 		return err
-	case errors.Is(err, io.EOF):
+	case wire.IsHangUp(err):
 		return fmt.Errorf("authenticate with Kerberos: %w (the broker closed the connection: its log says why)", err)
 	default:
 		return fmt.Errorf("authenticate with Kerberos: %w", err)
