@@ -20,7 +20,9 @@ import (
 // loop's business. Names in Topics are to be passed to cluster.NewConsumer;
 // patterns become the whitelist. TLS, Auth and Dial, if one of them is set, become
 // Net.Proxy.Dialer, whose connections are encrypted and authenticated within
-// ConnectTimeout; what sarama has for it, in Net.TLS and Net.SASL, stays off.
+// ConnectTimeout; what sarama has for it, in Net.TLS and Net.SASL, stays off. If Tune
+// turns on sarama's Kerberos, and neither its TLS nor a dialer, our connections are
+// below it too: Kafka 4.0 and later refuse what sarama does alone (D29).
 //
 // The loop must read Errors() (in Partitions mode also those of each partition)
 // and Partitions() until they are closed, also while it closes the consumer. It
