@@ -1,6 +1,8 @@
 package kgroup_test
 
 import (
+	"fmt"
+
 	"github.com/Shopify/sarama"
 	cluster "github.com/bsm/sarama-cluster"
 
@@ -12,6 +14,7 @@ func ExampleConfig_kerberos() {
 	config := kgroup.Config{
 		Brokers: []string{"kafka-1.example.com:9093"}, // by the names that the brokers' principals have
 		Group:   "billing",
+		Topics:  kgroup.Topics{"orders": {}}, // New wants a Handler in each
 		// TLS as always. Auth must stay unset.
 		Tune: func(c *cluster.Config) {
 			c.Net.SASL.Enable = true
@@ -26,5 +29,8 @@ func ExampleConfig_kerberos() {
 			}
 		},
 	}
-	_ = config // add Topics, and pass it to New
+	// Pass it to New. For a loop of one's own:
+	built, err := config.ClusterConfig()
+	fmt.Println(built.Net.SASL.Mechanism, err)
+	// Output: GSSAPI <nil>
 }
