@@ -20,7 +20,9 @@ import (
 // loop's business. Names in Topics are to be passed to cluster.NewConsumer;
 // patterns become the whitelist. TLS, Auth and Dial, if one of them is set, become
 // Net.Proxy.Dialer, whose connections are encrypted and authenticated within
-// ConnectTimeout; what sarama has for it, in Net.TLS and Net.SASL, stays off.
+// ConnectTimeout; what sarama has for it, in Net.TLS and Net.SASL, stays off. If Tune
+// turns on sarama's Kerberos, and neither its TLS nor a dialer, our connections are
+// below it too: Kafka 4.0 and later refuse what sarama does alone (D29).
 //
 // The loop must read Errors() (in Partitions mode also those of each partition)
 // and Partitions() until they are closed, also while it closes the consumer. It
@@ -69,9 +71,13 @@ func (c Config) ClusterConfig() (*cluster.Config, error) {
 	// TLS and SASL are not left to sarama, for whose TLS handshake no timeout counts
 	// (D21), and which knows no password that changes.
 	if c.ownConnections() {
-		built.Net.Proxy.Enable, built.Net.Proxy.Dialer = true, c.network().Data()
+		built.Net.Proxy.Enable, built.Net.Proxy.Dialer = true, c.network(false).Data()
 	}
-	return c.tune(built, c.loopRules)
+	built, err := c.tune(built, c.loopRules)
+	if err == nil && kerberos(built) && !built.Net.TLS.Enable && (throughWire(built) || !built.Net.Proxy.Enable) {
+		built.Net.Proxy.Enable, built.Net.Proxy.Dialer = true, c.network(true).Data()
+	}
+	return built, err
 }
 
 // engineConfig is the cluster.Config that New uses, of a c that is valid. It
@@ -133,9 +139,19 @@ func (c Config) baseConfig() *cluster.Config {
 	return built
 }
 
-// network is what makes the connections.
-func (c Config) network() *wire.Network {
-	return wire.NewNetwork(c.Dial, c.ConnectTimeout, c.security())
+// network is what makes the connections. With kerberos sarama authenticates on them.
+func (c Config) network(kerberos bool) *wire.Network {
+	s := c.security()
+	if kerberos {
+		s.Above = sarama.SASLTypeGSSAPI
+	}
+	return wire.NewNetwork(c.Dial, c.ConnectTimeout, s)
+}
+
+// kerberos reports whether Tune has turned on sarama's own Kerberos, of which sarama
+// 1.33 leaves out the beginning (D29): the wire asks for the mechanism.
+func kerberos(built *cluster.Config) bool {
+	return built.Net.SASL.Enable && built.Net.SASL.Mechanism == sarama.SASLTypeGSSAPI
 }
 
 // ownConnections reports whether a loop of one's own needs our connections.
@@ -238,8 +254,10 @@ func (c Config) engineRules(got, want *cluster.Config) []rule {
 	return append(c.commonRules(got, want),
 		rule{"Net.TLS.Enable", got.Net.TLS.Enable,
 			"set Config.TLS instead: kgroup could not read the group protocol on a connection that sarama encrypts above it"},
-		rule{"Net.SASL.Enable", got.Net.SASL.Enable,
-			"set Config.Auth instead: kgroup makes the connections, and keeps them authenticated (D20)"},
+		rule{"Net.SASL.Enable", got.Net.SASL.Enable && !kerberos(got),
+			"set Config.Auth instead: kgroup makes the connections, and keeps them authenticated (D20); of sarama's own mechanisms there is only GSSAPI, Kerberos"},
+		rule{"Net.SASL.Enable", kerberos(got) && c.Auth != nil,
+			"must be off, because Config.Auth authenticates already"},
 		rule{"Net.Proxy", got.Net.Proxy.Enable || got.Net.Proxy.Dialer != nil,
 			"set Config.Dial instead: kgroup makes the connections, within ConnectTimeout (D21)"},
 		rule{"Net.DialTimeout", got.Net.DialTimeout != want.Net.DialTimeout,

@@ -141,6 +141,11 @@ type Config struct {
 	// setting that would break one. A panic in it is not recovered. Nil: nothing is
 	// changed.
 	//
+	// Of sarama's own authentication only Kerberos may be turned on (Net.SASL with the
+	// mechanism GSSAPI), and only without Auth. It runs on the connections made here,
+	// encrypted by TLS if that is set, and its sessions are not renewed: the README says
+	// what else is lost.
+	//
 	// Version need not be set. Run finds the highest that all brokers of the cluster
 	// understand, 2.1.0 at most, and a lower one that is set here is an upper bound.
 	Tune func(*cluster.Config)

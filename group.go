@@ -41,6 +41,7 @@ type group struct {
 	consumer    *cluster.Consumer
 	spoken      spoken
 	asked       map[string]apis // brokers by address; of preflight, then of mindBrokers
+	kerberos    bool            // sarama authenticates, on the wire's connections
 
 	brokerMu sync.Mutex
 	broker   *sarama.Broker // the group connection
@@ -91,7 +92,8 @@ func newGroup(cfg Config, topics *matcher, built *cluster.Config, log *slog.Logg
 		log:      log,
 		cluster:  built,
 		metrics:  map[string]bool{},
-		network:  cfg.network(),
+		network:  cfg.network(kerberos(built)),
+		kerberos: kerberos(built),
 		created:  make(chan struct{}),
 		seals:    make(chan chan struct{}),
 		loopDone: make(chan struct{}),

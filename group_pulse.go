@@ -39,7 +39,7 @@ func (groupDialer) String() string { return "kgroup" }
 // when none of its answers has come for pulseInterval and what an answer may take, and
 // when the request that it vouches for was taken back and is not answered.
 func (g *group) vouch(ctx context.Context, addr string) error {
-	p := pulse{network: g.network, addr: addr, clientID: g.cluster.ClientID}
+	p := pulse{network: g.network, addr: addr, clientID: g.cluster.ClientID, greets: g.kerberos}
 	defer p.close()
 	patience := pulseInterval + g.limits().Other
 	ticker := time.NewTicker(pulseInterval)
@@ -75,6 +75,7 @@ func (g *group) vouch(ctx context.Context, addr string) error {
 type pulse struct {
 	network        *wire.Network
 	addr, clientID string
+	greets         bool // it answers while a connection is made, and nothing after that: sarama would have to authenticate
 	conn           net.Conn
 }
 
@@ -86,6 +87,10 @@ func (p *pulse) beat(ctx context.Context, until time.Time) error {
 			return err
 		}
 		p.conn = conn
+	}
+	if p.greets {
+		p.close()
+		return nil
 	}
 	conn := p.conn
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })() // the question is not worth waiting for any more

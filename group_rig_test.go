@@ -94,6 +94,12 @@ func stubbed(g *group) *stubClient {
 // the group when body has returned.
 func onEngine(t *testing.T, mode Mode, change func(*fakeKafka, *Config, *fakeSession), body func(t *testing.T, g *group, s *fakeSession, kafka *fakeKafka)) {
 	t.Helper()
+	onPrepared(t, mode, change, func(*group) {}, body)
+}
+
+// onPrepared is onEngine with a last change to the group before it starts.
+func onPrepared(t *testing.T, mode Mode, change func(*fakeKafka, *Config, *fakeSession), prepare func(*group), body func(t *testing.T, g *group, s *fakeSession, kafka *fakeKafka)) {
+	t.Helper()
 	inBubble(t, func(t *testing.T) {
 		kafka := newKafka("one:9092", "two:9092")
 		kafka.partition(orders0, 0)
@@ -106,6 +112,7 @@ func onEngine(t *testing.T, mode Mode, change func(*fakeKafka, *Config, *fakeSes
 				change(kafka, cfg, session)
 			}
 		})
+		prepare(g)
 		require.NoError(t, g.Start(t.Context(), session))
 		body(t, g, session, kafka)
 		began := time.Now()

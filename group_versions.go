@@ -140,6 +140,9 @@ func (g *group) limits() wire.Limits {
 	if g.spoken.carriesRebalanceTimeout() {
 		l.Join = g.config.RebalanceTimeout + joinMargin
 	}
+	if g.kerberos {
+		l.ExchangeUntil = g.cluster.ClientID
+	}
 	return l
 }
 

@@ -60,12 +60,15 @@ var startMeters = sync.OnceFunc(func() {
 // A fakeKafka is a cluster of brokers. The first of them coordinates the group, which
 // has one member, and leads all partitions. Tests replace single answers with on.
 type fakeKafka struct {
-	addrs []string // broker 1 is the first one
+	addrs    []string // broker 1 is the first one
+	kerberos bool     // asks for a SaslHandshake of that mechanism and a bare token, on each connection
 
 	mu        sync.Mutex
 	down      map[string]error // what dialing an address says
 	scripts   map[kmsg.Key]script
 	calls     []*call
+	tokens    []string
+	refuses   bool // tokens
 	conns     int
 	logs      map[engine.Partition]*partitionLog
 	grown     chan struct{} // closed and replaced when a log grows
@@ -227,12 +230,26 @@ func (k *fakeKafka) serve(number int, addr string, conn net.Conn) {
 		}
 	}()
 	defer conn.Close()
+	proposed, authenticated := false, !k.kerberos
 	for frame := range frames {
+		if proposed && !authenticated {
+			authenticated = k.accept(string(frame))
+			if _, err := conn.Write(make([]byte, 4)); err != nil || !authenticated {
+				return
+			}
+			continue
+		}
 		request := kmsg.RequestForKey(int16(binary.BigEndian.Uint16(frame)))
 		request.SetVersion(int16(binary.BigEndian.Uint16(frame[2:])))
 		correlation, clientID := frame[4:8], int(binary.BigEndian.Uint16(frame[8:]))
 		if err := request.ReadFrom(frame[10+clientID:]); err != nil {
 			panic(err)
+		}
+		if !authenticated {
+			if handshake, ok := request.(*kmsg.SASLHandshakeRequest); !ok || handshake.Version != 0 {
+				return // after version 1 tokens would have a header
+			}
+			proposed = true
 		}
 		c := &call{number, addr, time.Now(), request, gone, func() { _ = conn.Close() }}
 		response := k.answer(c)
@@ -246,6 +263,14 @@ func (k *fakeKafka) serve(number int, addr string, conn net.Conn) {
 			return
 		}
 	}
+}
+
+// accept reports whether it accepts a token.
+func (k *fakeKafka) accept(token string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.tokens = append(k.tokens, token)
+	return !k.refuses
 }
 
 func (k *fakeKafka) answer(c *call) kmsg.Response {
@@ -269,6 +294,8 @@ func (k *fakeKafka) usual(c *call) kmsg.Response {
 	switch r := c.request.(type) {
 	case *kmsg.ApiVersionsRequest:
 		return speaks(nil)()
+	case *kmsg.SASLHandshakeRequest:
+		return kmsg.NewPtrSASLHandshakeResponse()
 	case *kmsg.MetadataRequest:
 		return k.metadata(r)
 	case *kmsg.FindCoordinatorRequest:

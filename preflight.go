@@ -138,18 +138,32 @@ func (g *group) probe(addr string) (*sarama.Broker, apis, error) {
 		return nil, nil, err
 	}
 	if _, err := broker.Connected(); err != nil {
-		return nil, nil, err
+		return nil, nil, g.unauthenticated(err)
 	}
 	answer, err := broker.ApiVersions(&sarama.ApiVersionsRequest{})
 	if err != nil {
 		_ = broker.Close()
-		return nil, nil, fmt.Errorf("ask for its protocol versions: %w", err)
+		return nil, nil, fmt.Errorf("ask for its protocol versions: %w", g.unauthenticated(err))
 	}
 	found := apis{}
 	for _, key := range answer.ApiKeys {
 		found[key.ApiKey] = versions{key.MinVersion, key.MaxVersion}
 	}
 	return broker, found, nil
+}
+
+// unauthenticated says more about a failure while sarama itself authenticates. That
+// says little, and what a broker does not like about the last token shows as the end of
+// the connection.
+func (g *group) unauthenticated(err error) error {
+	switch {
+	case !g.kerberos || errors.As(err, new(*wire.ConnectError)):
+		return err
+	case wire.IsHangUp(err):
+		return fmt.Errorf("authenticate with Kerberos: %w (the broker closed the connection: its log says why)", err)
+	default:
+		return fmt.Errorf("authenticate with Kerberos: %w", err)
+	}
 }
 
 // describe asks for the brokers and for topics, one broker after the other until one
@@ -174,7 +188,7 @@ func (g *group) advise(err error) error {
 		return fmt.Errorf("%w (the ACLs must allow this user to describe and read the topic)", err)
 	case errors.Is(err, sarama.ErrGroupAuthorizationFailed):
 		return fmt.Errorf("%w (the ACLs must allow this user to read the group)", err)
-	case errors.Is(err, io.EOF) && g.config.Auth == nil:
+	case errors.Is(err, io.EOF) && g.config.Auth == nil && !g.kerberos:
 		return fmt.Errorf("%w (the broker closed the connection: does this listener expect SASL? see Config.Auth)", err)
 	}
 	return err

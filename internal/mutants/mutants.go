@@ -3,6 +3,31 @@ package main
 // The safeguards. Each is named for what is taken out, with what it prevents.
 var mutants = []mutant{
 	{
+		name:     "exchange-observed",
+		prevents: "with Kerberos the group connection goes blind: no member id, no heartbeats, no RebalanceTimeout",
+		file:     "group_versions.go",
+		old:      "		l.ExchangeUntil = g.cluster.ClientID\n",
+		new:      "",
+		test:     "TestKerberos",
+	},
+	{
+		name:     "pulse-without-ticket",
+		prevents: "with Kerberos the pulse fails, and a JoinGroup that waits for other members is given up",
+		file:     "group_pulse.go",
+		old:      "	if p.greets {\n",
+		new:      "	if false {\n",
+		test:     "TestKerberosBrokerIsAliveWhileMembersWait",
+	},
+	{
+		name:     "exchange-without-deadline",
+		prevents: "a broker that hangs while sarama authenticates is waited for for ever",
+		file:     "internal/wire/network.go",
+		old:      "		_ = c.SetDeadline(began.Add(d.network.timeout)) // fails when closed, as the exchange will\n",
+		new:      "		_ = began\n",
+		module:   "internal/wire",
+		test:     "TestExchangeEndsWithinTheTimeout",
+	},
+	{
 		name:     "mark-before-nil",
 		prevents: "a crash loses the message that was being handled",
 		file:     "lane.go",

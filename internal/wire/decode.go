@@ -59,6 +59,18 @@ func parseRequest(p []byte, now time.Time) (r *request, body []byte, ok bool) {
 	return r, body, true
 }
 
+// isRequestOf reports whether p is exactly one request, of a kind that Kafka knows,
+// with that client id. A token of GSSAPI would be of kind 0x6082, or 0x0504.
+func isRequestOf(p []byte, clientID string) bool {
+	const header = 12
+	r, _, ok := parseRequest(p, time.Time{})
+	if !ok || kmsg.RequestForKey(int16(r.key)) == nil {
+		return false
+	}
+	id := append(binary.BigEndian.AppendUint16(nil, uint16(len(clientID))), clientID...)
+	return bytes.HasPrefix(p[header:], id)
+}
+
 // skipString returns what follows a string, which may be null; nil if nothing does.
 func skipString(p []byte) []byte {
 	if len(p) < 2 {

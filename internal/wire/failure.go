@@ -101,7 +101,7 @@ func judge(step string, secured bool, err error) (hint string, fatal bool) {
 	if isTimeout(err) {
 		return silenceHint(step, secured), false
 	}
-	if isHangUp(err) {
+	if IsHangUp(err) {
 		return hangUpHint(step, secured), false
 	}
 	// What fails a TLS handshake and is neither the network nor an alert that says
@@ -187,7 +187,8 @@ func silenceHint(step string, secured bool) string {
 	}
 }
 
-func isHangUp(err error) bool {
+// IsHangUp reports whether err says that the other side has closed the connection.
+func IsHangUp(err error) bool {
 	for _, hangUp := range []error{io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, syscall.ECONNRESET, syscall.ECONNABORTED, syscall.EPIPE} {
 		if errors.Is(err, hangUp) {
 			return true

@@ -41,7 +41,8 @@ const (
 // blind for the rest of its life: after a Write that is no whole frame, requests
 // are no longer observed (those before it still are answered); after an answer
 // that fits no request, nothing is. The bytes pass in any case, and sarama judges
-// them.
+// them. What comes before all this may be an exchange of another kind, which passes
+// unobserved: see [Limits.ExchangeUntil].
 type groupConn struct {
 	net.Conn // its SetDeadline and SetWriteDeadline are used as they are
 	observer Observer
@@ -54,6 +55,7 @@ type groupConn struct {
 	answered time.Time  // when the last answer was complete
 	asked    time.Time  // the read deadline that sarama wants
 	blind    bool       // no more requests are remembered
+	exchange string     // the client id that ends the exchange under way; empty: there is none
 	dead     error      // why the connection was broken, if it was by us
 
 	// For the reader alone. A frame begins in held. Once it was observed, or proves
@@ -66,7 +68,7 @@ type groupConn struct {
 }
 
 func newGroupConn(c net.Conn, o Observer, limits Limits) *groupConn {
-	return &groupConn{Conn: c, observer: o, limits: limits}
+	return &groupConn{Conn: c, observer: o, limits: limits, exchange: limits.ExchangeUntil}
 }
 
 // Write tells the observer what p asks for, and writes it.
@@ -94,7 +96,7 @@ func (c *groupConn) send(r *request, frame []byte) (int, error) {
 // before Write returns. It returns the frame to be written, and no request if there
 // is none to remember.
 func (c *groupConn) expect(p []byte) (*request, []byte) {
-	if len(p) == 0 || c.isBlind() {
+	if len(p) == 0 || c.isBlind() || c.exchanges(p) {
 		return nil, p
 	}
 	r, body, ok := parseRequest(p, time.Now())
@@ -114,6 +116,16 @@ func (c *groupConn) expect(p []byte) (*request, []byte) {
 	c.pending = append(c.pending, r)
 	c.await(r)
 	return r, frame
+}
+
+// exchanges reports whether p belongs to the exchange that the connection begins with.
+func (c *groupConn) exchanges(p []byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.exchange != "" && isRequestOf(p, c.exchange) {
+		c.exchange = ""
+	}
+	return c.exchange != ""
 }
 
 // await begins to wait for the answer to r, with mu held.
@@ -181,9 +193,21 @@ func (c *groupConn) Read(p []byte) (int, error) {
 		case c.sees():
 			c.receive()
 		default:
-			return c.read(p)
+			return c.skip(p)
 		}
 	}
+}
+
+// skip reads what is not observed. If a Read in the exchange has lasted until after
+// its end, nobody knows what the bytes belong to. (sarama writes its first request
+// when it has read all that it wants.)
+func (c *groupConn) skip(p []byte) (int, error) {
+	before := c.inExchange()
+	n, err := c.read(p)
+	if n > 0 && before && !c.inExchange() {
+		c.forget()
+	}
+	return n, err
 }
 
 // read is the connection's own, but for the reason of an error.
@@ -356,11 +380,17 @@ func (c *groupConn) isBlind() bool {
 	return c.blind
 }
 
+func (c *groupConn) inExchange() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.exchange != ""
+}
+
 // sees reports whether the next bytes may belong to an answer that we can name.
 func (c *groupConn) sees() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return !c.blind || len(c.pending) > 0
+	return c.exchange == "" && (!c.blind || len(c.pending) > 0)
 }
 
 // forget makes the connection blind in both directions.

@@ -108,10 +108,16 @@ type Dialer struct {
 // [ConnectError], and so is that of the connection's first Read if what is there is
 // no Kafka.
 func (d Dialer) Dial(network, addr string) (net.Conn, error) {
+	began := time.Now()
 	c, err := d.network.connect(d.network.ctx, network, addr)
 	switch {
 	case err != nil:
 		return nil, err
+	case d.network.security.Above != "":
+		// For the exchange that follows, sarama sets no deadline. For all that comes
+		// after it, it does.
+		_ = c.SetDeadline(began.Add(d.network.timeout)) // fails when closed, as the exchange will
+		return d.wrap(c), nil
 	case c.session.lifetime > 0:
 		return d.wrap(renewing(c, network)), nil
 	default:

@@ -92,6 +92,11 @@ type Limits struct {
 	JoinVersion      int16
 	RebalanceTimeout time.Duration
 
+	// ExchangeUntil, if it is not empty, says that the connection begins with an
+	// exchange that is not Kafka's (see [Security.Above]). It passes unobserved, and
+	// ends with the first request that has this client id in its header.
+	ExchangeUntil string
+
 	// Vouch, if it is set, is called in a goroutine of its own for each request that
 	// may take as long as Join: a broker that hangs looks like members that drain. It
 	// returns an error when the broker shows no sign of life, which breaks the

@@ -27,6 +27,11 @@ type Security struct {
 	// is dialled. See [Security.ClientTLS].
 	TLS  *tls.Config
 	SASL Mechanism
+
+	// Above, if it is not empty, is the mechanism in which whoever uses the connection
+	// authenticates by itself, in bare tokens before its first request, as sarama does
+	// with Kerberos. Here it is only asked for. SASL must be nil then.
+	Above string
 }
 
 // A Mechanism is a SASL mechanism together with whose credentials it presents. It

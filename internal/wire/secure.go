@@ -53,7 +53,7 @@ type session struct {
 // secure does TLS and SASL, as far as s asks for them. After an error the
 // connection is of no use.
 func (c *conn) secure(ctx context.Context, s Security, a *attempt) error {
-	if s.TLS == nil && s.SASL == nil {
+	if s.TLS == nil && s.SASL == nil && s.Above == "" {
 		return nil
 	}
 	keep := context.AfterFunc(ctx, c.cut)
@@ -83,6 +83,11 @@ func (c *conn) negotiate(ctx context.Context, s Security, a *attempt) error {
 		a.step.Store(stepAuth)
 		return d.authenticate(ctx, &c.session)
 	}
+	if s.Above != "" {
+		a.step.Store(stepSASL)
+		d := dialogue{conn: c}
+		return d.propose(s.Above, 0) // version 0: tokens without a header follow
+	}
 	return nil
 }
 
@@ -106,11 +111,15 @@ func (d *dialogue) handshake() error {
 	if err := d.choose(served); err != nil {
 		return err
 	}
+	return d.propose(d.mechanism.Name(), 1)
+}
 
+// propose asks for a mechanism. The version decides about what follows.
+func (d *dialogue) propose(mechanism string, version int16) error {
 	request := kmsg.NewPtrSASLHandshakeRequest()
-	request.Version, request.Mechanism = 1, d.mechanism.Name()
+	request.Version, request.Mechanism = version, mechanism
 	answer := kmsg.NewPtrSASLHandshakeResponse()
-	answer.Version = 1
+	answer.Version = version
 	if err := d.ask(request, answer); err != nil {
 		return err
 	}
