@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"regexp"
 	"sync"
 	"time"
 
@@ -109,11 +110,14 @@ func (a *assignment) Error(err error) {
 // is down says the same several times a second. Hooks get every one.
 const quiet = 10 * time.Second
 
+// localAddr is what differs between the errors of two connections to one broker.
+var localAddr = regexp.MustCompile(`\S+->`)
+
 // isNew reports whether an error was not logged in that time.
 func (a *assignment) isNew(err error) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	now, text := time.Now(), err.Error()
+	now, text := time.Now(), localAddr.ReplaceAllString(err.Error(), "->")
 	if now.Sub(a.said[text]) < quiet {
 		return false
 	}

@@ -258,6 +258,10 @@ const (
 	// drainMargin is for what follows the drain: the last commit, stopping the
 	// fetches, and sending JoinGroup.
 	drainMargin = time.Second
+	// othersTimeout is what another member's rebalance timeout may be: the group waits
+	// for the highest, and that of Java's consumers is 5 minutes. (Whether the broker is
+	// alive meanwhile is found out otherwise: group_pulse.go.)
+	othersTimeout = 10 * time.Minute
 	// joinMargin is how much longer than RebalanceTimeout an answer to JoinGroup or
 	// SyncGroup is waited for.
 	joinMargin = 10 * time.Second

@@ -27,13 +27,13 @@
 //     member, after one has returned nil, at a rebalance or a shutdown. Only a crash,
 //     a lost session, or a handler that outlives its deadline repeats, and then at
 //     most what was in flight and what was settled since the last acknowledged commit.
-//     TestDrainWaitsForTheHandlerAtWork, TestShutdown, "join and leave under load",
-//     "handler slower than the session".
+//     TestDrainWaitsForTheHandlerAtWork, TestDrainThatBeginsTooLate, TestShutdown,
+//     "join and leave under load", "handler slower than the session".
 //
 //  3. Order. Messages of one partition are handled one after the other, in the order
 //     of their offsets, retries included. TestRetryKeepsOrder,
-//     TestWhoPollsIsRelieved, "join and leave under load",
-//     "join and leave, quick handlers".
+//     TestWhoPollsIsRelieved, TestWhoPollsIsNotRelievedBetweenMessages,
+//     "join and leave under load", "join and leave, quick handlers".
 //
 //  4. One owner. A partition is never handed out while this member does not hold it,
 //     as far as the member can know, and a handler's context is cancelled with the
@@ -58,7 +58,7 @@
 // A partition holds at most Topic.Queue messages that were taken from Kafka and not
 // handed to the handler; in Partitions mode, where a fetched batch is taken as a
 // whole, two batches more. Below that the engine buffers 4096 messages a partition (256) and
-// one fetch response a broker. A consumer has 5 goroutines of its own, one for each
+// one fetch response a broker. A consumer has 6 goroutines of its own, one for each
 // partition (three in Partitions mode), one more for each that waits in a handler which
 // used to be quick, and short-lived ones for single requests; the engine has about as
 // many. Of the functions that may be asked for credentials at each connection 8 run at

@@ -33,6 +33,7 @@ type fakeEngine struct {
 	leaving  func(ctx context.Context) error // Leave, if not nil
 	marks    map[engine.Partition]int64      // HighWatermarks
 	holds    func() (engine.Partition, bool) // Held, if not nil
+	waits    bool                            // Waits
 	onCommit func(engine.Partition, int64)   // called with each offset that is acknowledged
 
 	session engine.Session
@@ -125,6 +126,8 @@ func (e *fakeEngine) Held() (engine.Partition, bool) {
 	}
 	return engine.Partition{}, false
 }
+
+func (e *fakeEngine) Waits() bool { return e.waits }
 
 func (e *fakeEngine) Leave(ctx context.Context) error {
 	e.mu.Lock()

@@ -513,6 +513,9 @@ func (g *group) HighWatermarks() map[engine.Partition]int64 {
 	return marks
 }
 
+// Waits implements [engine.Engine].
+func (g *group) Waits() bool { return g.member.waits() }
+
 // Leave implements [engine.Engine].
 func (g *group) Leave(ctx context.Context) error {
 	g.mu.Lock()

@@ -138,7 +138,7 @@ func (g *group) limits() wire.Limits {
 		RebalanceTimeout: g.config.RebalanceTimeout,
 	}
 	if g.spoken.carriesRebalanceTimeout() {
-		l.Join = g.config.RebalanceTimeout + joinMargin
+		l.Join = max(g.config.RebalanceTimeout, othersTimeout) + joinMargin
 	}
 	if g.kerberos {
 		l.ExchangeUntil = g.cluster.ClientID

@@ -45,7 +45,8 @@ type Health struct {
 	// handler was at work that has still not returned.
 	Stuck []string
 
-	patience time.Duration // how long a rebalance may take before Err says so
+	patience time.Duration // how long a rebalance may take before Err says so,
+	waits    bool          // unless this member waits for others
 }
 
 // LaneHealth is the state of one owned partition.
@@ -88,7 +89,7 @@ func (h Health) Err() error {
 	case len(h.Stuck) > 0:
 		return fmt.Errorf("kgroup: handlers that were cancelled have not returned: %v", h.Stuck)
 	}
-	if waits := h.State == Starting || h.State == Rebalancing; waits && time.Since(h.Since) > h.patience {
+	if joins := h.State == Starting || h.State == Rebalancing; joins && !h.waits && time.Since(h.Since) > h.patience {
 		return fmt.Errorf("kgroup: %v since %v: the group cannot be joined", h.State, h.Since.Format(time.RFC3339))
 	}
 	for _, l := range h.Lanes {
@@ -113,6 +114,7 @@ func (a *assignment) health(e engine.Engine) Health {
 	}
 	a.mu.Unlock()
 	slices.Sort(h.Stuck)
+	h.waits = e.Waits()
 	if p, held := e.Held(); held {
 		h.Holding = p.String()
 	}

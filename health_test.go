@@ -279,6 +279,9 @@ func TestHealthOfARebalanceThatDoesNotEnd(t *testing.T) {
 		require.NoError(t, r.consumer.Health().Err())
 		r.after(2 * time.Second)
 		require.ErrorContains(t, r.consumer.Health().Err(), "rebalancing since")
+		r.engine.waits = true
+		require.NoError(t, r.consumer.Health().Err(), "it is another member that does not come")
+		r.engine.waits = false
 		r.engine.assign(at(orders0, 5))
 		require.NoError(t, r.consumer.Health().Err())
 	})

@@ -47,7 +47,8 @@ type Hooks struct {
 	Unblocked func(topic string, partition int32, offset int64)
 
 	// Error is called with every error that was survived and has no hook of its own:
-	// broken connections, fetches that failed, offsets that are gone.
+	// broken connections, fetches that failed, offsets that are gone. Several goroutines
+	// may call it at once.
 	Error func(err error)
 }
 

@@ -217,6 +217,13 @@ func (m *membership) waiting() (id string, ok bool) {
 	return m.me.ID, m.joining && m.me.ID != ""
 }
 
+// waits reports whether a JoinGroup or SyncGroup is under way.
+func (m *membership) waits() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.joining
+}
+
 // leads reports whether this member computed the current assignment.
 func (m *membership) leads() bool {
 	m.mu.Lock()

@@ -173,7 +173,7 @@ func (l *lane) Handle(first engine.Record, more func() (engine.Record, bool)) en
 	ended := false
 	defer func() {
 		if !ended { // the handler or a hook called runtime.Goexit
-			if t := &l.queue.turn; t.relieve(t.state.Load()) {
+			if l.queue.turn.abandon() {
 				l.direct.relieve()
 			}
 			go l.carryOn(first)

@@ -72,6 +72,20 @@ func (t *turn) relieve(seen uint64) bool {
 	return seen&(polling|between|relieved) == polling && t.state.CompareAndSwap(seen, seen|relieved)
 }
 
+// abandon is [turn.relieve] for the turn of a goroutine that has ended, whatever state
+// it is in. It reports false if another goroutine polls already.
+func (t *turn) abandon() bool {
+	for {
+		s := t.state.Load()
+		if s&relieved != 0 {
+			return false
+		}
+		if t.state.CompareAndSwap(s, s&^between|relieved) {
+			return true
+		}
+	}
+}
+
 // acquire takes the turn for the worker, and waits for who polls to leave it.
 func (t *turn) acquire() {
 	for {

@@ -52,7 +52,7 @@ func parse(args []string) (settings, error) {
 		return s, err
 	}
 	if flags.NArg() > 0 {
-		return s, fmt.Errorf("%q is no flag; a password is given by -secret-file or KAFKA_PASSWORD", flags.Arg(0))
+		return s, errors.New("there is an argument that belongs to no flag; a password is given by -secret-file or KAFKA_PASSWORD")
 	}
 	s.group = cmp.Or(s.group, "kgroup-example-sasl")
 	return s, nil

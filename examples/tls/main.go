@@ -51,7 +51,7 @@ func parse(args []string) (settings, error) {
 		return s, err
 	}
 	if flags.NArg() > 0 {
-		return s, fmt.Errorf("%q is no flag", flags.Arg(0))
+		return s, errors.New("there is an argument that belongs to no flag")
 	}
 	s.group = cmp.Or(s.group, "kgroup-example-tls")
 	return s, nil

@@ -155,6 +155,9 @@ type Engine interface {
 	// Held is the partition whose full queue keeps all others from being served.
 	Held() (p Partition, held bool)
 
+	// Waits reports whether this member waits for others, so that the group can go on.
+	Waits() bool
+
 	// Leave leaves the group and ends everything that Start has begun, by force when
 	// ctx ends. The session must have been drained; nothing is delivered any more.
 	Leave(ctx context.Context) error

@@ -316,6 +316,7 @@ func (c *groupConn) replace(answered, r *request) bool {
 	if c.blind || len(c.pending) != 1 || c.pending[0] != answered {
 		return false
 	}
+	answered.end() // nobody needs to vouch for it any more
 	r.sent = time.Now()
 	c.answered = r.sent
 	c.pending[0] = r
