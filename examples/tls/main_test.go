@@ -54,7 +54,7 @@ func TestParse(t *testing.T) {
 		},
 		{name: "a flag beats the environment", env: map[string]string{"KAFKA_TOPIC": "refunds"}, args: "-topic orders", want: settings{group: "kgroup-example-tls", topic: "orders"}},
 		{name: "unknown flag", args: "-password x", says: "flag provided but not defined"},
-		{name: "no flag", args: "orders", says: `"orders" is no flag`},
+		{name: "no flag", args: "orders", says: "belongs to no flag"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
