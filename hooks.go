@@ -57,3 +57,55 @@ type Hooks struct {
 type Rebalance struct {
 	Current, Claimed, Released map[string][]int32
 }
+
+// JoinHooks returns hooks that call those of a, then those of b: for metrics beside a
+// service's own, say.
+func JoinHooks(a, b Hooks) Hooks {
+	return Hooks{
+		RebalanceStarted:   join1(a.RebalanceStarted, b.RebalanceStarted),
+		RebalanceCompleted: join1(a.RebalanceCompleted, b.RebalanceCompleted),
+		RebalanceFailed:    join1(a.RebalanceFailed, b.RebalanceFailed),
+		Assign:             join3(a.Assign, b.Assign),
+		Revoke:             join3(a.Revoke, b.Revoke),
+		Lost:               join4(a.Lost, b.Lost),
+		Commit:             join2(a.Commit, b.Commit),
+		Blocked:            join1(a.Blocked, b.Blocked),
+		Unblocked:          join3(a.Unblocked, b.Unblocked),
+		Error:              join1(a.Error, b.Error),
+	}
+}
+
+func join1[A any](f, g func(A)) func(A) {
+	if f == nil || g == nil {
+		return either(f == nil, g, f)
+	}
+	return func(a A) { f(a); g(a) }
+}
+
+func join2[A, B any](f, g func(A, B)) func(A, B) {
+	if f == nil || g == nil {
+		return either(f == nil, g, f)
+	}
+	return func(a A, b B) { f(a, b); g(a, b) }
+}
+
+func join3[A, B, C any](f, g func(A, B, C)) func(A, B, C) {
+	if f == nil || g == nil {
+		return either(f == nil, g, f)
+	}
+	return func(a A, b B, c C) { f(a, b, c); g(a, b, c) }
+}
+
+func join4[A, B, C, D any](f, g func(A, B, C, D)) func(A, B, C, D) {
+	if f == nil || g == nil {
+		return either(f == nil, g, f)
+	}
+	return func(a A, b B, c C, d D) { f(a, b, c, d); g(a, b, c, d) }
+}
+
+func either[F any](first bool, f, g F) F {
+	if first {
+		return f
+	}
+	return g
+}

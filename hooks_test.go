@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"reflect"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -250,4 +251,55 @@ func TestPanickingHookInAChild(t *testing.T) {
 		e.deliver(orders0, 5, 6)
 	}()
 	_ = consumer.Run(t.Context()) // until the process ends
+}
+
+// Every hook is joined, also one that is added to Hooks later; the first is called
+// first, and one that only one side has is called as it is.
+func TestJoinHooks(t *testing.T) {
+	var calls []string
+	each := func(name string) Hooks {
+		var h Hooks
+		v := reflect.ValueOf(&h).Elem()
+		for i := range v.NumField() {
+			field := v.Type().Field(i)
+			v.Field(i).Set(reflect.MakeFunc(field.Type, func([]reflect.Value) []reflect.Value {
+				calls = append(calls, name+" "+field.Name)
+				return nil
+			}))
+		}
+		return h
+	}
+	tests := []struct {
+		name   string
+		joined Hooks
+		want   []string
+	}{
+		{"both", JoinHooks(each("a"), each("b")), []string{"a", "b"}},
+		{"the first", JoinHooks(each("a"), Hooks{}), []string{"a"}},
+		{"the second", JoinHooks(Hooks{}, each("b")), []string{"b"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			v := reflect.ValueOf(test.joined)
+			for i := range v.NumField() {
+				field := v.Type().Field(i)
+				require.False(t, v.Field(i).IsNil(), field.Name)
+				calls = nil
+				in := make([]reflect.Value, field.Type.NumIn())
+				for k := range in {
+					in[k] = reflect.Zero(field.Type.In(k))
+				}
+				v.Field(i).Call(in)
+				var want []string
+				for _, name := range test.want {
+					want = append(want, name+" "+field.Name)
+				}
+				assert.Equal(t, want, calls)
+			}
+		})
+	}
+	neither := reflect.ValueOf(JoinHooks(Hooks{}, Hooks{}))
+	for i := range neither.NumField() {
+		assert.True(t, neither.Field(i).IsNil(), "a hook that nobody has costs nothing")
+	}
 }
