@@ -27,7 +27,8 @@
 //     member, after one has returned nil, at a rebalance or a shutdown. Only a crash,
 //     a lost session, or a handler that outlives its deadline repeats, and then at
 //     most what was in flight and what was settled since the last acknowledged commit.
-//     TestDrainWaitsForTheHandlerAtWork, TestDrainThatBeginsTooLate, TestShutdown,
+//     TestDrainWaitsForTheHandlerAtWork, TestDrainThatBeginsTooLate,
+//     TestDrainWaitsForACoordinatorThatIsSlow, TestShutdown, TestLifeInTrouble,
 //     "join and leave under load", "handler slower than the session".
 //
 //  3. Order. Messages of one partition are handled one after the other, in the order
@@ -37,7 +38,8 @@
 //
 //  4. One owner. A partition is never handed out while this member does not hold it,
 //     as far as the member can know, and a handler's context is cancelled with the
-//     cause the moment it is lost. TestLost, TestLostDuringADrain, "session lost".
+//     cause the moment it is lost. TestLost, TestLostDuringADrain,
+//     TestNextGenerationWaitsUntilTheLastOneIsLost, "session lost".
 //
 //  5. Bounded. Memory, goroutines, and the time of every step have a bound, below.
 //     What cannot be bounded is a handler that ignores its cancelled context: it is
@@ -48,7 +50,7 @@
 //
 //  6. Loud. What stops progress is an error from Run, or a hook, a log line and an
 //     unhealthy Health. TestPermanentIsHeld, TestEndlessRetryIsReported,
-//     TestHealthBlocked.
+//     TestHealthBlocked, TestHealthOfCommitsThatFail.
 //
 //  7. The handler's result is the only acknowledgement. A nil is a nil, however late,
 //     as long as the partition is still ours. TestNilAfterCancellationSettles.
@@ -57,12 +59,12 @@
 //
 // A partition holds at most Topic.Queue messages that were taken from Kafka and not
 // handed to the handler; in Partitions mode, where a fetched batch is taken as a
-// whole, two batches more. Below that the engine buffers 4096 messages a partition (256) and
-// one fetch response a broker. A consumer has 6 goroutines of its own, one for each
-// partition (three in Partitions mode), one more for each that waits in a handler which
-// used to be quick, and short-lived ones for single requests; the engine has about as
-// many. Of the functions that may be asked for credentials at each connection 8 run at
-// once at most.
+// whole, two batches more. Below that the engine buffers 4096 messages a partition (256
+// in Partitions mode) and one fetch response a broker. A consumer has 6 goroutines of
+// its own, one for each partition (three in Partitions mode), one more for each that
+// waits in a handler which used to be quick, and short-lived ones for single requests;
+// the engine has about as many. Of the functions that may be asked for credentials at
+// each connection 8 run at once at most.
 //
 // Connecting takes at most Config.ConnectTimeout for one attempt, TLS and SASL
 // included; a broker that hangs is noticed within 13 s. A rebalance waits for handlers

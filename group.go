@@ -67,6 +67,7 @@ type group struct {
 	paused   sync.Map // engine.Partition → time.Time: until then a paused partition's complaints are expected
 
 	mu        sync.Mutex
+	ended     bool // routines are waited for
 	gen       *term
 	terms     int64
 	announced bool            // RebalanceStarted was told for the rebalance under way
@@ -540,6 +541,17 @@ func (g *group) Leave(ctx context.Context) error {
 	return err
 }
 
+// begin counts one more of the routines, for who is called from outside of them. It
+// reports false if they are being waited for already.
+func (g *group) begin() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.ended {
+		g.routines.Add(1)
+	}
+	return !g.ended
+}
+
 // end ends what Start began, but for the consumer.
 func (g *group) end() {
 	if g.stop != nil {
@@ -556,6 +568,9 @@ func (g *group) end() {
 	g.brokerMu.Unlock()
 	g.endSlot()
 	g.quit()
+	g.mu.Lock()
+	g.ended = true
+	g.mu.Unlock()
 	g.routines.Wait()
 	registry := g.cluster.MetricRegistry // sarama leaves its meters behind
 	registry.Each(func(name string, _ any) {

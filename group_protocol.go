@@ -133,12 +133,17 @@ func (g *group) Commit(ctx context.Context, generation int64, offsets []engine.O
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+	if !g.begin() { // somebody commits who does not know yet that this member has left
+		<-g.commits
+		return nil, engine.ErrGone
+	}
 	answered := make(chan result, 1)
-	g.routines.Go(func() { // requests know no context; this one ends with its connection's deadline
+	go func() { // requests know no context; this one ends with its connection's deadline
+		defer g.routines.Done()
 		defer func() { <-g.commits }()
 		refused, err := g.commitTwice(ctx, me, offsets)
 		answered <- result{refused, err}
-	})
+	}()
 	select {
 	case r := <-answered:
 		return r.refused, r.err

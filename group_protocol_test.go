@@ -539,3 +539,15 @@ func TestLeaveEarlyWithoutACoordinator(t *testing.T) {
 		assert.Len(t, kafka.all(kmsg.LeaveGroup), 1)
 	})
 }
+
+// A tick, or somebody's Commit, may come when the engine is at its end: nothing may be
+// started any more that nobody waits for.
+func TestCommitAfterTheEnd(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		g, _, _ := aMember(t)
+		g.end()
+		_, err := g.Commit(t.Context(), 1, someOffsets)
+		require.ErrorIs(t, err, engine.ErrGone)
+		assert.Empty(t, g.commits, "the turn is given back")
+	})
+}

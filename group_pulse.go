@@ -39,6 +39,10 @@ func (groupDialer) String() string { return "kgroup" }
 // when none of its answers has come for pulseInterval and what an answer may take, and
 // when the request that it vouches for was taken back and is not answered.
 func (g *group) vouch(ctx context.Context, addr string) error {
+	if !g.begin() {
+		return nil
+	}
+	defer g.routines.Done()
 	p := pulse{network: g.network, addr: addr, clientID: g.cluster.ClientID, greets: g.kerberos}
 	defer p.close()
 	patience := pulseInterval + g.limits().Other
