@@ -265,12 +265,11 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 		l.settled.Store(claim.Offset)
 		l.committed.Store(claim.Offset)
 	}
-	if !a.every { // else each message waits for an answer of the broker's
+	if a.every { // each message waits for an answer of the broker's, so none is handled where it is polled
+		l.everyMessage = func(l *lane) { a.commitLane(sealed, g, l) }
+	} else {
 		l.direct.relieve, l.direct.patience, l.direct.relief = claim.Relieve, claim.Patience, a.relief
 		l.direct.rest, l.direct.mean = restAtFirst, quickHandler
-	}
-	if a.every {
-		l.everyMessage = func(l *lane) { a.commitLane(sealed, g, l) }
 	}
 	return l
 }

@@ -18,13 +18,21 @@ import (
 // has returned late; the budget of a drain leaves it out.
 const commitTime = time.Second
 
+// numbered is the open generation if that is its number, else nil.
+func (a *assignment) numbered(number int64) *generation {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if g := a.current; g != nil && g.number == number {
+		return g
+	}
+	return nil
+}
+
 // Revoke implements [engine.Session]. While the coordinator is away it goes on trying to
 // commit: nobody can join without it either.
 func (a *assignment) Revoke(number int64, cancelAt, until time.Time) {
-	a.mu.Lock()
-	g := a.current
-	a.mu.Unlock()
-	if g == nil || g.number != number {
+	g := a.numbered(number)
+	if g == nil {
 		return
 	}
 	if least := time.Now().Add(lostGrace); until.Before(least) { // the coordinator was away, say: an idle lane is no orphan
@@ -145,10 +153,8 @@ func (g *generation) outcome(ctx context.Context) error {
 
 // Lost implements [engine.Session].
 func (a *assignment) Lost(number int64, cause error) {
-	a.mu.Lock()
-	g := a.current
-	a.mu.Unlock()
-	if g == nil || g.number != number || !a.end(g) {
+	g := a.numbered(number)
+	if g == nil || !a.end(g) {
 		return
 	}
 	g.close()
@@ -213,13 +219,13 @@ func (a *assignment) abandon(lanes []*lane, cause error, grace time.Duration) {
 	}
 	a.mu.Lock()
 	for _, l := range lanes {
-		if isClosed(l.after) && !isClosed(l.done) { // else it is idle, or waits for an orphan itself
+		if l.atWork() {
 			a.orphans[l.partition] = l
 		}
 	}
 	a.mu.Unlock()
 	for _, l := range lanes {
-		if isClosed(l.after) && !isClosed(l.done) {
+		if l.atWork() {
 			l.log.Error("handler has not returned: its partition is given up", "offset", l.position())
 		}
 		if a.hooks.Lost != nil {

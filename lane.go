@@ -251,6 +251,10 @@ func (l *lane) intern(key []byte) string {
 	return s
 }
 
+// atWork reports whether its worker has begun and not ended. One that waits for an
+// orphan has not begun.
+func (l *lane) atWork() bool { return isClosed(l.after) && !isClosed(l.done) }
+
 // close seals the lane, but for the sealed channel: that is the generation's.
 func (l *lane) close() {
 	l.closed.Store(true)
