@@ -16,7 +16,7 @@ import (
 // PartitionConsumer it came from, also after the next assignment: what is still
 // delivered then is thrown away by that lane.
 func (g *group) newReader(p cluster.PartitionConsumer) *reader {
-	r := &reader{group: g, source: p, records: make([]engine.Record, 0, readSize)}
+	r := &reader{group: g, source: p, records: make([]engine.Record, readSize)}
 	r.more = r.atHand
 	return r
 }
@@ -46,12 +46,12 @@ type reader struct {
 	source   cluster.PartitionConsumer
 	lane     engine.Lane
 	records  []engine.Record
-	more     func() (engine.Record, bool) // atHand
-	patience time.Duration                // left for the batch that is being read
-	taking   bool                         // this batch is being taken into a full queue,
-	taken    bool                         // and so was the one before it
-	done     int                          // messages handled while the lane was last waited for,
-	took     time.Duration                // and how long that was
+	more     func([]engine.Record) int // atHand
+	patience time.Duration             // left for the batch that is being read
+	taking   bool                      // this batch is being taken into a full queue,
+	taken    bool                      // and so was the one before it
+	done     int                       // messages handled while the lane was last waited for,
+	took     time.Duration             // and how long that was
 }
 
 const (
@@ -88,14 +88,21 @@ func (r *reader) run() {
 	r.group.routines.Done()
 }
 
-// atHand returns a message if there is one.
-func (r *reader) atHand() (engine.Record, bool) {
-	select {
-	case m, ok := <-r.source.Messages():
-		return record{m}, ok
-	default:
-		return nil, false
+// atHand takes what is there without waiting, as much as batch can hold.
+func (r *reader) atHand(batch []engine.Record) (n int) {
+	for n < len(batch) {
+		select {
+		case m, ok := <-r.source.Messages():
+			if ok {
+				batch[n] = record{m}
+				n++
+				continue
+			}
+		default:
+		}
+		break
 	}
+	return n
 }
 
 // next waits for a message, and notices when a new batch begins with it.
@@ -115,20 +122,10 @@ func (r *reader) next() (m *sarama.ConsumerMessage, ok bool) {
 
 // take delivers m and what is at hand with it.
 func (r *reader) take(m *sarama.ConsumerMessage) (full bool) {
-	r.records = append(r.records[:0], record{m})
-	for len(r.records) < readSize {
-		select {
-		case m, ok := <-r.source.Messages():
-			if ok {
-				r.records = append(r.records, record{m})
-				continue
-			}
-		default:
-		}
-		break
-	}
-	full = r.lane.Deliver(r.records)
-	clear(r.records)
+	r.records[0] = record{m}
+	batch := r.records[:1+r.atHand(r.records[1:])]
+	full = r.lane.Deliver(batch)
+	clear(batch)
 	return full
 }
 

@@ -31,11 +31,10 @@ type lane struct {
 	after  <-chan struct{} // the worker does not start before it is closed: see orphans in assignment.go
 	done   chan struct{}   // closed when the worker has returned
 
-	// What the worker has taken.
-	batch []engine.Record
-	// Of whose turn it is (turn.go): whether its message is settled, the attempt it is at
-	// with it (0: none yet), and whether that attempt is under way. They outlive a
-	// goroutine that a handler or a hook has ended.
+	// Of whose turn it is (turn.go): what it has taken, whether the first message of that
+	// is settled, the attempt it is at with it (0: none yet), and whether that attempt is
+	// under way. They outlive a goroutine that a handler or a hook has ended.
+	batch      []engine.Record
 	passed     bool
 	attempt    int
 	attempting bool
@@ -81,7 +80,18 @@ func (l *lane) work() {
 		ended = true
 		return
 	}
-	for !ended {
+	for l.finishBatch() {
+		if l.batch = l.queue.take(l.sealed); l.batch == nil {
+			break
+		}
+	}
+	ended = true
+}
+
+// finishBatch handles what has been taken, and goes on with it where a goroutine was
+// ended. It reports false if the lane is at its end.
+func (l *lane) finishBatch() bool {
+	for {
 		if l.passed {
 			l.batch[0] = nil
 			l.batch, l.passed = l.batch[1:], false
@@ -90,11 +100,11 @@ func (l *lane) work() {
 			l.everyMessage(l)
 		}
 		if len(l.batch) == 0 {
-			l.batch = l.queue.take(l.sealed)
-			ended = l.batch == nil
-			continue
+			return true
 		}
-		ended = !l.finish(l.batch[0])
+		if !l.finish(l.batch[0]) {
+			return false
+		}
 	}
 }
 

@@ -35,11 +35,11 @@ type queue struct {
 	closed bool
 	last   int64 // offset of the last message delivered; -1: none
 
-	batch []engine.Record // the worker's, reused
+	batch []engine.Record // of whose turn it is, reused
 }
 
-// batchSize is how many messages the worker takes at once. They count as queued
-// until they are handed to the handler, hence the subtraction in newQueue.
+// batchSize is how many messages are taken at once. They count as queued until they
+// are handed to the handler, hence the subtraction in newQueue.
 const batchSize = 32
 
 func newQueue(limit int) *queue {

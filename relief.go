@@ -163,7 +163,7 @@ func (d *direct) slow() {
 }
 
 // Handle implements [engine.Lane].
-func (l *lane) Handle(first engine.Record, more func() (engine.Record, bool)) engine.Handled {
+func (l *lane) Handle(first engine.Record, more func(batch []engine.Record) int) engine.Handled {
 	if !l.direct.quick.Load() || !l.queue.bypass() {
 		return engine.Declined
 	}
@@ -176,37 +176,31 @@ func (l *lane) Handle(first engine.Record, more func() (engine.Record, bool)) en
 			if l.queue.turn.abandon() {
 				l.direct.relieve()
 			}
-			go l.carryOn(first)
+			go l.carryOn()
 		}
 	}()
-	record, some := first, true
-	for some && l.finishDirect(record) && more != nil && l.direct.quick.Load() && l.queue.turn.next() {
-		record, some = more()
+	l.queue.batch[0] = first
+	for n := 1; n > 0; {
+		l.batch = l.queue.batch[:n]
+		if !l.finishBatch() || more == nil || !l.direct.quick.Load() || !l.queue.turn.next() {
+			break
+		}
+		n = more(l.queue.batch)
 		l.queue.turn.got()
-		first = record
 	}
 	ended = true
 	return l.leave()
 }
 
-// finishDirect handles one message in the turn of who polls.
-func (l *lane) finishDirect(record engine.Record) bool {
-	if !l.passed && !l.finish(record) {
-		return false
-	}
-	l.passed = false
-	return true
-}
-
 // carryOn goes on for a poller whose goroutine was ended by a handler or a hook.
-func (l *lane) carryOn(record engine.Record) {
+func (l *lane) carryOn() {
 	ended := false
 	defer func() {
 		if !ended {
-			go l.carryOn(record)
+			go l.carryOn()
 		}
 	}()
-	l.finishDirect(record)
+	l.finishBatch()
 	ended = true
 	l.leave()
 }

@@ -26,7 +26,7 @@ type poller struct {
 	polling   atomic.Int64 // goroutines that have not been relieved
 	reliefs   atomic.Int64
 	direct    atomic.Int64 // calls in which the lane has handled something on a goroutine of the poller
-	more      func() (engine.Record, bool)
+	more      func([]engine.Record) int
 }
 
 const pollerPatience = 40 * time.Millisecond
@@ -149,10 +149,14 @@ func TestWhoPollsIsNotRelievedBetweenMessages(t *testing.T) {
 			}
 			return nil
 		}
-		p.more = func() (engine.Record, bool) {
+		p.more = func(batch []engine.Record) int {
 			time.Sleep(10 * pollerPatience)
 			offset, ok := <-p.offsets
-			return &fakeRecord{offset: offset}, ok
+			if !ok {
+				return 0
+			}
+			batch[0] = &fakeRecord{offset: offset}
+			return 1
 		}
 		p.offsets <- next
 		p.offsets <- next + 1
@@ -311,6 +315,89 @@ func TestHookEndsWhoPolls(t *testing.T) {
 		assert.Len(t, r.history.all("unblocked"), 1)
 		assert.EqualValues(t, 1, p.polling.Load())
 		assert.Equal(t, fmt.Sprintf("%d#1 %[1]d#2 %d#1", next, next+1), r.handled(orders0))
+		close(p.offsets)
+	})
+}
+
+// follow makes the poller have what follows offset at hand, once, when it asks for more.
+func (p *poller) follow(offset int64, count int) {
+	p.more = func(batch []engine.Record) int {
+		p.more = nil
+		return copy(batch, someRecords(offset+1, count))
+	}
+}
+
+// What who polls has at hand is taken at once, and handled in its turn: also when it is
+// relieved of the first of it, and before what came later.
+func TestWhoPollsFinishesWhatItHasTaken(t *testing.T) {
+	withRig(t, nil, func(t *testing.T, r *rig) {
+		p := poll(r)
+		next := p.quick()
+		gate := r.gate()
+		r.on = func(_ context.Context, msg Message) error {
+			if msg.Offset == next+1 {
+				gate.wait()
+			}
+			return nil
+		}
+		p.follow(next, 3)
+		p.offsets <- next
+		p.offsets <- next + 4
+		synctest.Wait()
+		assert.EqualValues(t, 1, p.reliefs.Load())
+		r.after(time.Second)
+		assert.Equal(t, next+1, r.engine.acknowledged(orders0))
+		gate.open()
+		synctest.Wait()
+		assert.Equal(t, fmt.Sprintf("%d#1 %d#1 %d#1 %d#1 %d#1", next, next+1, next+2, next+3, next+4), r.handled(orders0))
+		assert.EqualValues(t, 1, p.polling.Load())
+		r.after(time.Second)
+		assert.Equal(t, next+5, r.engine.acknowledged(orders0))
+		close(p.offsets)
+	})
+}
+
+// The end of its goroutine costs nothing of what who polls has taken.
+func TestEndOfWhoPollsKeepsWhatItHasTaken(t *testing.T) {
+	withRig(t, withRetry(quick), func(t *testing.T, r *rig) {
+		p := poll(r)
+		next := p.quick()
+		r.on = func(_ context.Context, msg Message) error {
+			if (msg.Offset == next+1 || msg.Offset == next+3) && msg.Attempt == 1 {
+				runtime.Goexit()
+			}
+			return nil
+		}
+		p.follow(next, 3)
+		p.offsets <- next
+		p.offsets <- next + 4
+		r.after(time.Second)
+		assert.Equal(t, fmt.Sprintf("%d#1 %d#1 %[2]d#2 %d#1 %d#1 %[4]d#2 %d#1", next, next+1, next+2, next+3, next+4), r.handled(orders0))
+		assert.EqualValues(t, 1, p.polling.Load())
+		assert.Equal(t, next+5, r.engine.acknowledged(orders0))
+		close(p.offsets)
+	})
+}
+
+// A drain waits for the message that who polls is at, and drops what it has taken beyond it.
+func TestDrainDropsWhatWhoPollsHasTaken(t *testing.T) {
+	withRig(t, nil, func(t *testing.T, r *rig) {
+		p := poll(r)
+		next := p.quick()
+		r.on = func(_ context.Context, msg Message) error {
+			if msg.Offset == next+1 {
+				time.Sleep(5 * time.Second)
+			}
+			return nil
+		}
+		p.follow(next, 3)
+		began := time.Now()
+		p.offsets <- next
+		r.after(time.Second)
+		r.engine.rebalance(10*time.Second, 20*time.Second)
+		assert.Equal(t, 5*time.Second, time.Since(began))
+		assert.Equal(t, fmt.Sprintf("%d#1 %d#1", next, next+1), r.handled(orders0))
+		assert.Equal(t, next+2, r.engine.acknowledged(orders0))
 		close(p.offsets)
 	})
 }

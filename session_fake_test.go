@@ -106,7 +106,7 @@ func newFakeLane(limit int) *fakeLane {
 	return &fakeLane{queue: newQueue(limit)}
 }
 
-func (l *fakeLane) Handle(r engine.Record, _ func() (engine.Record, bool)) engine.Handled {
+func (l *fakeLane) Handle(r engine.Record, _ func([]engine.Record) int) engine.Handled {
 	if l.handle == nil {
 		return engine.Declined
 	}

@@ -83,7 +83,7 @@ func (o options) topic() topic {
 	}
 	records := o.records
 	if records == 0 {
-		perSecond := 3_500_000.0
+		perSecond := 5_000_000.0
 		if o.broker == "embedded" {
 			perSecond = 1_500_000 // it keeps them in memory
 		}

@@ -82,10 +82,10 @@ const (
 // A Lane takes the messages of one partition of one generation. It is called by the
 // goroutine that polls the partition.
 type Lane interface {
-	// Handle handles first on the calling goroutine, and then what more returns, until
-	// that has nothing at hand; more may be nil. It takes nothing unless the handler is
-	// known to be quick and everything delivered before has been handled.
-	Handle(first Record, more func() (Record, bool)) Handled
+	// Handle handles first on the calling goroutine, and then what more has at hand,
+	// until that is nothing; more may be nil. It takes nothing unless the handler is known
+	// to be quick and everything delivered before has been handled.
+	Handle(first Record, more func(batch []Record) (n int)) Handled
 
 	// Deliver queues records, in the order of their offsets, and reports whether the
 	// queue is full now. All of them are taken, full or not; the engine is asked to

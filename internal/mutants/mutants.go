@@ -346,6 +346,14 @@ var mutants = []mutant{
 		test:     "TestWhoPollsIsNotRelievedBetweenMessages",
 	},
 	{
+		name:     "who-polls-forgets-what-it-has-taken",
+		prevents: "messages taken at once where they are polled are passed by the frontier unhandled",
+		file:     "relief.go",
+		old:      "l.batch = l.queue.batch[:n]",
+		new:      "l.batch = l.queue.batch[:1]",
+		test:     "TestWhoPollsFinishesWhatItHasTaken",
+	},
+	{
 		name:     "drain-does-not-wait-for-who-polls",
 		prevents: "a message handled where it is polled is repeated by the next owner",
 		file:     "queue.go",
