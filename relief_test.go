@@ -472,6 +472,7 @@ func TestPaceOfAHandler(t *testing.T) {
 // Whoever has a turn is alone, whatever the others do at the same time, and a worker
 // that waits gets it. Run it with -race: what the turn guards is not synchronized.
 func TestTurn(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU())) // see race_test.go
 	const rounds = 20000
 	var tu turn
 	tu.start()
