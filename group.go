@@ -44,7 +44,8 @@ type group struct {
 	kerberos    bool            // sarama authenticates, on the wire's connections
 
 	brokerMu sync.Mutex
-	broker   *sarama.Broker // the group connection
+	broker   *sarama.Broker          // the group connection
+	known    map[*sarama.Broker]bool // knownCoordinator's
 
 	starting atomic.Bool
 	created  chan struct{}      // closed when the engine and what reads it have been started
@@ -101,6 +102,7 @@ func newGroup(cfg Config, topics *matcher, built *cluster.Config, log *slog.Logg
 		failed:   make(chan error, 1),
 		commits:  make(chan struct{}, 1),
 		asked:    map[string]apis{},
+		known:    map[*sarama.Broker]bool{},
 		taken:    make(chan struct{}),
 	}
 	built.MetricRegistry.Each(func(name string, _ any) { g.metrics[name] = true })
@@ -557,9 +559,6 @@ func (g *group) end() {
 	if g.stop != nil {
 		g.stop()
 	}
-	if g.inner != nil {
-		_ = g.inner.Close()
-	}
 	g.network.Close()
 	g.brokerMu.Lock()
 	if g.broker != nil {
@@ -572,6 +571,12 @@ func (g *group) end() {
 	g.ended = true
 	g.mu.Unlock()
 	g.routines.Wait()
+	if g.inner != nil {
+		_ = g.inner.Close() // after all who use it: a broker that is opened later keeps a goroutine for ever
+	}
+	for broker := range g.known {
+		_ = broker.Close() // usually it is
+	}
 	registry := g.cluster.MetricRegistry // sarama leaves its meters behind
 	registry.Each(func(name string, _ any) {
 		if !g.metrics[name] {

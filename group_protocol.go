@@ -262,10 +262,23 @@ func (g *group) fetchOffsets(topic string, partitions []int32) error {
 	return nil
 }
 
+// knownCoordinator is the coordinator as sarama knows it, and with sarama's connection,
+// which is not used. That is opened without a lock: if the broker is given up at the same
+// time, nobody closes it (D30), so it is remembered.
+func (g *group) knownCoordinator() (*sarama.Broker, error) {
+	broker, err := g.inner.Coordinator(g.name)
+	if err == nil {
+		g.brokerMu.Lock()
+		g.known[broker] = true
+		g.brokerMu.Unlock()
+	}
+	return broker, err
+}
+
 // coordinator is a connection of our own for the group protocol. On the engine's,
 // which carries its fetches too, a heartbeat waits behind a fetch's long poll.
 func (g *group) coordinator() (*sarama.Broker, error) {
-	known, err := g.inner.Coordinator(g.name)
+	known, err := g.knownCoordinator()
 	if err != nil {
 		return nil, err
 	}
@@ -293,7 +306,7 @@ func (g *group) leaveEarly() {
 	if !waiting || g.left == id {
 		return
 	}
-	known, err := g.inner.Coordinator(g.name)
+	known, err := g.knownCoordinator()
 	if err != nil {
 		return // tried again at the next tick
 	}

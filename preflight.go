@@ -272,7 +272,7 @@ func (g *group) findCoordinator(ctx context.Context) error {
 // checkCoordinator checks that the coordinator can be reached at the address that the
 // cluster advertises, which need not be one of Config.Brokers.
 func (g *group) checkCoordinator() error {
-	known, err := g.inner.Coordinator(g.name)
+	known, err := g.knownCoordinator()
 	if err != nil {
 		return fmt.Errorf("kgroup: find the coordinator of group %q: %w", g.name, err)
 	}
