@@ -12,7 +12,9 @@ import (
 	"log/slog"
 	"maps"
 	"regexp"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kgroup-go/kgroup/internal/engine"
@@ -21,12 +23,15 @@ import (
 // An assignment is the [engine.Session] of one Run.
 type assignment struct {
 	topics    *matcher
+	group     string
+	engine    engine.Engine
 	hooks     Hooks
 	log       *slog.Logger
 	values    context.Context // of Run, without its cancellation
 	committer *committer
 	relief    *relief
 	every     bool          // commit after every message
+	opens     string        // who commits say has a lane open; empty: they do not
 	patience  time.Duration // of Health, with a rebalance
 
 	ready chan struct{} // closed after the first assignment
@@ -44,22 +49,28 @@ type assignment struct {
 	since   time.Time
 	said    map[string]time.Time // errors logged lately, by text
 	tellers map[engine.Partition]chan struct{}
+	// breakers are kept while generations come and go: a rebalance ends no outage.
+	breakers map[string]*breaker
+	watching sync.WaitGroup // quarantines
 }
 
 // A generation is one period of membership: the lanes between two rebalances.
 type generation struct {
-	number int64
-	lanes  []*lane
-	index  map[engine.Partition]*lane
-	seal   context.CancelFunc // ends the lanes
-	ending bool               // somebody drains it or has lost it; guarded by assignment.mu
-	over   chan struct{}      // closed when it has ended; the assignment's outcome is set
-	err    error              // what became of its last commit; set before over is closed
+	number   int64
+	lanes    []*lane
+	index    map[engine.Partition]*lane
+	seal     context.CancelFunc // ends the lanes
+	ending   bool               // somebody drains it or has lost it; guarded by assignment.mu
+	released atomic.Bool        // drained: what is committed from now on gives it up
+	over     chan struct{}      // closed when it has ended; the assignment's outcome is set
+	err      error              // what became of its last commit; set before over is closed
 }
 
 func newAssignment(ctx context.Context, cfg Config, topics *matcher, e engine.Engine, log *slog.Logger, ready chan struct{}) *assignment {
 	a := &assignment{
 		topics:   topics,
+		group:    cfg.Group,
+		engine:   e,
 		hooks:    cfg.Hooks,
 		log:      log,
 		values:   context.WithoutCancel(ctx),
@@ -73,6 +84,7 @@ func newAssignment(ctx context.Context, cfg Config, topics *matcher, e engine.En
 		since:    time.Now(),
 		said:     map[string]time.Time{},
 		tellers:  map[engine.Partition]chan struct{}{},
+		breakers: map[string]*breaker{},
 	}
 	a.committer = newCommitter(e, cfg.Hooks, a.Error)
 	return a
@@ -149,9 +161,9 @@ func (a *assignment) Assigned(ctx context.Context, number int64, claims []engine
 	if a.hooks.RebalanceCompleted != nil {
 		a.hooks.RebalanceCompleted(Rebalance(change))
 	}
-	if err := a.commitFresh(ctx, g); err != nil {
-		a.Error(fmt.Errorf("commit where the group begins: %w", err))
-		g.discard()
+	if err := a.commitOpening(ctx, g); err != nil {
+		a.Error(fmt.Errorf("commit where partitions are opened: %w", err))
+		a.discard(ctx, g)
 		return nil
 	}
 	if a.hooks.Assign != nil {
@@ -161,15 +173,39 @@ func (a *assignment) Assigned(ctx context.Context, number int64, claims []engine
 	}
 	if !a.open(ctx, g) {
 		a.revoked(g.lanes)
-		g.discard()
+		a.discard(ctx, g)
 		return nil
 	}
+	a.isolate(ctx, g)
 	lanes := make([]engine.Lane, len(g.lanes))
 	for i, l := range g.lanes {
 		lanes[i] = l
-		go l.work()
+		go l.work() //nolint:contextcheck // handlers have the context of their lane, which outlives that of the opening
 	}
 	return lanes
+}
+
+// isolate begins a quarantine, if a lane of g was found open.
+func (a *assignment) isolate(sealed context.Context, g *generation) {
+	record := func(l *lane) bool {
+		if err := a.committer.commit(sealed, g, false); err != nil && sealed.Err() == nil {
+			a.committer.failed(err)
+		}
+		_, due := l.due(false, false)
+		return !due
+	}
+	a.mu.Lock()
+	orphans := slices.Collect(maps.Values(a.orphans))
+	a.mu.Unlock()
+	q := newQuarantine(sealed, g.lanes, orphans, record, a.engine.HighWatermarks)
+	if q == nil {
+		return
+	}
+	a.log.Warn("a member of the group has died, or lost its session: the messages it may have had in its hands are handled one at a time", "partitions", len(q.lanes))
+	for _, l := range g.lanes {
+		l.quarantine = q
+	}
+	a.watching.Go(q.watch)
 }
 
 // waitForTheLast waits until the generation before has ended, its hooks included: its
@@ -190,13 +226,20 @@ func (a *assignment) waitForTheLast(ctx context.Context) bool {
 	}
 }
 
-// commitFresh commits the positions that were found, not committed before: without
-// that, a rebalance before the first commit would begin at newer messages still,
-// and skip what lies between.
-func (a *assignment) commitFresh(ctx context.Context, g *generation) error {
-	err := a.committer.commitUntil(ctx, g, a.committer.failed)
+// commitOpening commits that the lanes are open, before the first of their messages can
+// kill anybody, and the positions that were found under Start: Newest. Without these, a
+// rebalance before the first commit would begin at newer messages still, and skip what
+// lies between: they are tried until it works. The rest can wait for the next commit,
+// unless that comes with a message only.
+func (a *assignment) commitOpening(ctx context.Context, g *generation) error {
+	commit := func() error { return a.committer.commit(ctx, g, false) }
+	if a.every || slices.ContainsFunc(g.lanes, func(l *lane) bool { return l.fresh }) {
+		commit = func() error { return a.committer.commitUntil(ctx, g, a.committer.failed) }
+	}
+	err := commit()
 	if err != nil && ctx.Err() == nil && !errors.Is(err, engine.ErrGone) {
-		return nil // refused for single partitions: reported, and tried again every CommitInterval
+		a.committer.failed(err) // tried again every CommitInterval, as what was refused for single partitions
+		return nil
 	}
 	return err
 }
@@ -242,6 +285,13 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 	l := &lane{
 		partition: claim.Partition,
 		topic:     topic,
+		group:     a.group,
+		fresh:     claim.Fresh,
+		opens:     a.opens,
+		foundOpen: a.opens != "" && env.opened != "" && env.opened != a.opens,
+		inherits:  env.tried != (mark{}) || env.alone != (mark{}),
+		breaker:   a.breaker(claim.Topic, topic),
+		publish:   a.engine.Publish,
 		call:      asFunc(topic.Handler),
 		env:       env,
 		start:     claim.Offset,
@@ -258,20 +308,36 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 	l.ctx, l.cancel = context.WithCancelCause(a.values)
 	l.settled.Store(-1)
 	l.committed.Store(-1)
-	switch {
-	case claim.Fresh:
-		l.settled.Store(claim.Offset)
-	case claim.Committed:
-		l.settled.Store(claim.Offset)
-		l.committed.Store(claim.Offset)
-	}
 	if a.every { // each message waits for an answer of the broker's, so none is handled where it is polled
 		l.everyMessage = func(l *lane) { a.commitLane(sealed, g, l) }
 	} else {
 		l.direct.relieve, l.direct.patience, l.direct.relief = claim.Relieve, claim.Patience, a.relief
 		l.direct.rest, l.direct.mean = restAtFirst, quickHandler
 	}
+	l.note.Store(l.firstNote())
+	said := claim.Metadata
+	if l.opens == "" {
+		said = l.metadata(claim.Offset, false)
+	}
+	l.said.Store(&said)
+	switch {
+	case claim.Committed:
+		l.settled.Store(claim.Offset)
+		l.committed.Store(claim.Offset)
+	case claim.Fresh, l.opens != "" && !claim.Guess:
+		l.settled.Store(claim.Offset)
+	}
 	return l
+}
+
+// breaker is that of a topic. One without settings never opens.
+func (a *assignment) breaker(name string, topic Topic) *breaker {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.breakers[name] == nil {
+		a.breakers[name] = newBreaker(name, topic.Breaker, a.log, a.hooks.Breaker)
+	}
+	return a.breakers[name]
 }
 
 // teller is what lanes of one partition take turns with when they call hooks.
@@ -331,8 +397,14 @@ func (g *generation) close() {
 	g.seal()
 }
 
-// discard ends a generation that was never opened.
-func (g *generation) discard() {
+// discard ends a generation that was never opened, and takes back that its lanes are.
+func (a *assignment) discard(opening context.Context, g *generation) {
+	g.released.Store(true)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(opening), commitTime)
+	defer cancel()
+	if err := a.committer.commit(ctx, g, true); err != nil && !errors.Is(err, engine.ErrGone) {
+		a.committer.failed(err)
+	}
 	g.close()
 	for _, l := range g.lanes {
 		l.cancel(ErrPartitionLost)

@@ -126,7 +126,7 @@ func (c Config) baseConfig() *cluster.Config {
 	if matcher := newMatcher(c.Topics); len(matcher.patterns) > 0 {
 		built.Metadata.Full = true
 		built.Group.Topics.Whitelist = matcher.whitelist()
-		built.Group.Topics.Blacklist = internalTopics
+		built.Group.Topics.Blacklist = matcher.blacklist()
 	}
 	built.Consumer.MaxWaitTime = fetchWait
 	built.Consumer.MaxProcessingTime = 500 * time.Millisecond

@@ -84,7 +84,8 @@ type Config struct {
 	// CommitInterval is the time between two commits of what has been marked, at
 	// least 1 ms. Zero: 1 s. CommitEveryMessage: a partition's next message waits
 	// until the broker has acknowledged the commit of the one before. Negative: only
-	// Commit, rebalances and the shutdown commit.
+	// Commit, rebalances and the shutdown commit; a message that kills the process is then
+	// not looked for.
 	CommitInterval time.Duration
 
 	// SessionTimeout is how long the group waits for a silent member before it gives
@@ -168,13 +169,42 @@ type Topic struct {
 	// not yet handed to the handler. Zero: 256. Negative is a mistake.
 	Queue int
 
+	// Timeout is how long one attempt may take, at least 1 ms. Then its context is
+	// cancelled with ErrHandlerTimeout. What the handler returns counts all the same: an
+	// error is a failed attempt, a nil is a nil. A handler that ignores its context is
+	// waited for; it is never called twice at once. Zero: no limit. Negative is a mistake.
+	Timeout time.Duration
+
 	// Retry says when a message whose handling failed is handled again.
 	Retry Retry
+
+	// DeadLetter is the topic that gets what cannot be handled: a message whose attempts
+	// are used up, or whose error is Permanent. The message is settled when all in-sync
+	// replicas have the letter; until then it is held, as is everything behind it, and
+	// writing is tried again. Its value, key, headers and timestamp are those of the
+	// message, and headers are added that say where it comes from and why it is there.
+	// (A topic with message.timestamp.type=LogAppendTime has its own idea of the
+	// timestamp; that is warned of.) It goes to the partition of the same number, or, if
+	// there is none, to the one that Java's producer chooses for its key.
+	//
+	// The topic must exist when Run starts, and the user needs the right to write to it.
+	// It belongs to no pattern in Topics. Empty: such a message is held, and tried again
+	// every Retry.MaxBackoff.
+	DeadLetter string
+
+	// DeadLetterHeaders says which headers a letter gets. Zero: KgroupHeaders.
+	DeadLetterHeaders DeadLetterHeaders
+
+	// Breaker tells an outage of what the handler needs from bad messages. Without it, an
+	// outage would put a topic's messages into its dead letters one by one. It is on where
+	// DeadLetter or one of its fields is set.
+	Breaker Breaker
 }
 
 // Retry is an exponential backoff with full jitter: before attempt n+1 a random
-// time of up to MinBackoff × 2ⁿ⁻¹ passes. Once that has reached MaxBackoff the message
-// is held: reported as blocked, and tried again every MaxBackoff.
+// time of up to MinBackoff × 2ⁿ⁻¹ passes. After MaxAttempts of them the message goes to
+// Topic.DeadLetter. Without that it is held once the backoff has reached MaxBackoff:
+// reported as blocked, and tried again every MaxBackoff.
 type Retry struct {
 	// MinBackoff is the longest wait before the second attempt, at least 1 ms. Zero:
 	// 100 ms, or MaxBackoff if that is set and less. Negative is a mistake.
@@ -183,6 +213,61 @@ type Retry struct {
 	// MaxBackoff is the longest wait before any attempt. Zero: 30 s, or MinBackoff if
 	// that is more. Negative, or less than MinBackoff, is a mistake.
 	MaxBackoff time.Duration
+
+	// MaxAttempts is how many attempts a message gets before it becomes a dead letter, also
+	// if they are made by several owners of the partition. It counts with a
+	// Topic.DeadLetter only, but for one thing: as many deaths of a process as this, each
+	// with one and the same message alone in its hands, and the message is not handled
+	// any more. Zero: 5. Negative: no number of attempts or deaths is too many.
+	MaxAttempts int
+}
+
+// A Breaker pauses a topic while most attempts fail, because then the fault is not the
+// messages'. While it is open no attempt counts and nothing becomes a dead letter; once
+// every Probe one message of one partition is tried, of another partition each time,
+// and the first success closes it. This member stays in the group meanwhile, and
+// keeps its partitions. Each process has its own.
+//
+// Attempts that returned a [Permanent] error count neither way. An outage looks like
+// messages that are bad without saying so, at the head of all partitions: the topic waits
+// for those, too. So when nothing of it has worked for ten Windows, one message that has
+// had its attempts becomes a dead letter on trial, and the next one after twice that time.
+type Breaker struct {
+	// MinAttempts is how many attempts Window must hold before the breaker may open. Zero:
+	// 20. Negative: there is no breaker.
+	MinAttempts int
+
+	// FailureRatio is the part of them that must have failed, from 0 to 1. Zero: 0.5.
+	FailureRatio float64
+
+	// Window is the time in which attempts are counted, from the first failure after a
+	// Window without one; half of it must have passed. Zero: 10 s. At least 10 ms;
+	// negative is a mistake.
+	Window time.Duration
+
+	// Probe is the time between two probes, at least 1 ms. Zero: 1 s. Negative is a mistake.
+	Probe time.Duration
+}
+
+// DeadLetterHeaders are the names and encodings of the headers that a dead letter gets.
+type DeadLetterHeaders int
+
+const (
+	// KgroupHeaders are text: kgroup-origin-topic, -origin-partition, -origin-offset,
+	// -origin-timestamp (RFC 3339, UTC), -group, -attempts, -error (its first 1024 bytes),
+	// and -failed-at (RFC 3339, UTC).
+	KgroupHeaders DeadLetterHeaders = iota
+	// SpringHeaders are those of Spring Kafka's DeadLetterPublishingRecoverer, for tools
+	// that read them: kafka_dlt-original-topic and so on, numbers in big-endian bytes.
+	SpringHeaders
+	// ConnectHeaders are those of Kafka Connect: __connect.errors.topic and so on, all
+	// text. The group is the connector's name.
+	ConnectHeaders
+)
+
+// String returns the name of the constant.
+func (h DeadLetterHeaders) String() string {
+	return constant("DeadLetterHeaders", int(h), "KgroupHeaders", "SpringHeaders", "ConnectHeaders")
 }
 
 // CommitEveryMessage as Config.CommitInterval commits after every message: a
@@ -251,6 +336,12 @@ const (
 	defaultMinBackoff = 100 * time.Millisecond
 	defaultMaxBackoff = 30 * time.Second
 
+	defaultMaxAttempts     = 5
+	defaultBreakerAttempts = 20
+	defaultBreakerRatio    = 0.5
+	defaultBreakerWindow   = 10 * time.Second
+	defaultBreakerProbe    = time.Second
+
 	maxHeartbeat = time.Second
 	// fetchWait is how long a fetch without messages waits at the broker. Stopping
 	// one takes as long, so that it counts in every rebalance.
@@ -265,6 +356,8 @@ const (
 	// joinMargin is how much longer than RebalanceTimeout an answer to JoinGroup or
 	// SyncGroup is waited for.
 	joinMargin = 10 * time.Second
+	// minBreakerWindow is where a window still can be told from a single attempt.
+	minBreakerWindow = 10 * time.Millisecond
 	// minDrain is the least time for handlers that is worth calling a drain.
 	minDrain = 250 * time.Millisecond
 	// minSession is where heartbeat (a sixth), fetchWait and drainMargin leave minDrain,
@@ -312,8 +405,18 @@ func (t Topic) withDefaults() Topic {
 		}
 	}
 	r.MaxBackoff = cmp.Or(r.MaxBackoff, max(defaultMaxBackoff, r.MinBackoff))
+	r.MaxAttempts = cmp.Or(r.MaxAttempts, defaultMaxAttempts)
+	if b := &t.Breaker; t.DeadLetter != "" || *b != (Breaker{}) {
+		b.MinAttempts = cmp.Or(b.MinAttempts, defaultBreakerAttempts)
+		b.FailureRatio = cmp.Or(b.FailureRatio, defaultBreakerRatio)
+		b.Window = cmp.Or(b.Window, defaultBreakerWindow)
+		b.Probe = cmp.Or(b.Probe, defaultBreakerProbe)
+	}
 	return t
 }
+
+// guarded reports whether the topic, which has its defaults, has a breaker.
+func (t Topic) guarded() bool { return t.Breaker.MinAttempts > 0 }
 
 // unique copies list without its repetitions, in order.
 func unique(list []string) []string {
@@ -455,6 +558,53 @@ func (m *mistakes) topicUse(topics Topics) {
 		maxOK := m.duration(field+".Retry.MaxBackoff", t.Retry.MaxBackoff)
 		if minOK && maxOK && t.Retry.MinBackoff > t.Retry.MaxBackoff {
 			m.add(field+".Retry.MinBackoff", "%v is more than MaxBackoff, %v; lower one or raise the other", t.Retry.MinBackoff, t.Retry.MaxBackoff)
+		}
+		if t.Timeout != 0 {
+			m.duration(field+".Timeout", t.Timeout)
+		}
+		m.deadLetter(field, t)
+		m.breaker(field+".Breaker", t.Breaker)
+	}
+	m.circles(topics)
+}
+
+func (m *mistakes) deadLetter(field string, t Topic) {
+	if t.DeadLetter != "" {
+		switch err := checkTopicName(t.DeadLetter); {
+		case isPattern(t.DeadLetter):
+			m.add(field+".DeadLetter", "%q is a pattern; name one topic", t.DeadLetter)
+		case err != nil:
+			m.add(field+".DeadLetter", "%w", err)
+		}
+	}
+	if h := t.DeadLetterHeaders; h < KgroupHeaders || h > ConnectHeaders {
+		m.add(field+".DeadLetterHeaders", "%v is unknown; use KgroupHeaders, SpringHeaders or ConnectHeaders", h)
+	}
+}
+
+func (m *mistakes) breaker(field string, b Breaker) {
+	if b == (Breaker{}) || b.MinAttempts < 0 {
+		return
+	}
+	if !(b.FailureRatio > 0 && b.FailureRatio <= 1) { // NaN, too
+		m.add(field+".FailureRatio", "%v is not between 0 and 1; use zero for the default of %v", b.FailureRatio, defaultBreakerRatio)
+	}
+	if m.duration(field+".Window", b.Window) && b.Window < minBreakerWindow {
+		m.add(field+".Window", "%v is less than %v", b.Window, minBreakerWindow)
+	}
+	m.duration(field+".Probe", b.Probe)
+}
+
+// circles finds topics whose dead letters come back to them. (They match no pattern.)
+func (m *mistakes) circles(topics Topics) {
+	for _, name := range slices.Sorted(maps.Keys(topics)) {
+		at := topics[name].DeadLetter
+		for range topics {
+			if at == name && name != "" {
+				m.add(topicField(name)+".DeadLetter", "%q leads back to %s: what cannot be handled would come back for ever", topics[name].DeadLetter, topicField(name))
+				break
+			}
+			at = topics[at].DeadLetter
 		}
 	}
 }

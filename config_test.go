@@ -110,7 +110,22 @@ func TestValidateFindsEachMistake(t *testing.T) {
 		{"backoff bare number", topicWith(func(t *Topic) { t.Retry.MinBackoff = 100 }), `Topics["orders"].Retry.MinBackoff`, "nanoseconds"},
 		{"max backoff negative", topicWith(func(t *Topic) { t.Retry.MaxBackoff = -time.Second }), `Topics["orders"].Retry.MaxBackoff`, "negative"},
 		{"max backoff bare number", topicWith(func(t *Topic) { t.Retry.MaxBackoff = 30 }), `Topics["orders"].Retry.MaxBackoff`, "nanoseconds"},
-		{"min over max", topicWith(func(t *Topic) { t.Retry = Retry{2 * time.Second, time.Second} }), `Topics["orders"].Retry.MinBackoff`, "more than MaxBackoff, 1s"},
+		{"min over max", topicWith(func(t *Topic) { t.Retry = Retry{MinBackoff: 2 * time.Second, MaxBackoff: time.Second} }), `Topics["orders"].Retry.MinBackoff`, "more than MaxBackoff, 1s"},
+		{"timeout negative", topicWith(func(t *Topic) { t.Timeout = -time.Second }), `Topics["orders"].Timeout`, "negative"},
+		{"timeout bare number", topicWith(func(t *Topic) { t.Timeout = 30 }), `Topics["orders"].Timeout`, "nanoseconds"},
+		{"dead letters to a pattern", topicWith(func(t *Topic) { t.DeadLetter = "^dlq" }), `Topics["orders"].DeadLetter`, "name one topic"},
+		{"dead letters to no topic", topicWith(func(t *Topic) { t.DeadLetter = "my dlq" }), `Topics["orders"].DeadLetter`, "' '"},
+		{"dead letters to itself", topicWith(func(t *Topic) { t.DeadLetter = "orders" }), `Topics["orders"].DeadLetter`, "come back for ever"},
+		{"dead letters in a circle", func(c *Config) {
+			h := c.Topics["orders"].Handler
+			c.Topics = Topics{"orders": {Handler: h, DeadLetter: "a"}, "a": {Handler: h, DeadLetter: "b"}, "b": {Handler: h, DeadLetter: "a"}}
+		}, `Topics["a"].DeadLetter Topics["b"].DeadLetter`, "come back for ever"},
+		{"headers of dead letters", topicWith(func(t *Topic) { t.DeadLetterHeaders = 3 }), `Topics["orders"].DeadLetterHeaders`, "DeadLetterHeaders(3) is unknown"},
+		{"breaker's ratio", topicWith(func(t *Topic) { t.Breaker.FailureRatio = 1.5 }), `Topics["orders"].Breaker.FailureRatio`, "between 0 and 1"},
+		{"breaker's ratio is no number", topicWith(func(t *Topic) { t.Breaker.FailureRatio = math.NaN() }), `Topics["orders"].Breaker.FailureRatio`, "between 0 and 1"},
+		{"breaker's window", topicWith(func(t *Topic) { t.Breaker.Window = time.Millisecond }), `Topics["orders"].Breaker.Window`, "less than 10ms"},
+		{"breaker's window negative", topicWith(func(t *Topic) { t.Breaker.Window = -1 }), `Topics["orders"].Breaker.Window`, "negative"},
+		{"breaker's probe", topicWith(func(t *Topic) { t.Breaker.Probe = 5 }), `Topics["orders"].Breaker.Probe`, "nanoseconds"},
 		{"client id", func(c *Config) { c.ClientID = "my app" }, "ClientID", "my app"},
 		{"mode", func(c *Config) { c.Mode = 2 }, "Mode", "Mode(2) is unknown"},
 		{"start", func(c *Config) { c.Start = -1 }, "Start", "Start(-1) is unknown"},
@@ -138,9 +153,13 @@ func TestValidateFindsEachMistake(t *testing.T) {
 			require.NoError(t, c.Validate())
 			tt.change(&c)
 			err := c.Validate()
-			require.Equal(t, []string{tt.field}, fields(t, err), "%v", err)
+			want := strings.SplitAfter(tt.field, "DeadLetter ")
+			for i := range want {
+				want[i] = strings.TrimSuffix(want[i], " ")
+				assert.Contains(t, err.Error(), "kgroup: config: "+want[i]+": ")
+			}
+			require.Equal(t, want, fields(t, err), "%v", err)
 			assert.Contains(t, err.Error(), tt.says)
-			assert.Contains(t, err.Error(), "kgroup: config: "+tt.field+": ")
 			assert.NotContains(t, err.Error(), "secret")
 		})
 	}
@@ -152,7 +171,7 @@ func TestValidateFindsAllMistakesAtOnce(t *testing.T) {
 		Topics: Topics{
 			"bad name":  {},
 			"bad-näme":  {Handler: HandlerFunc(nop)},
-			"orders":    {Handler: HandlerFunc(nil), Queue: -1, Retry: Retry{-1, -1}},
+			"orders":    {Handler: HandlerFunc(nil), Queue: -1, Retry: Retry{MinBackoff: -1, MaxBackoff: -1}},
 			"^orders-e": {Handler: HandlerFunc(nop)},
 			"^orders-":  {Handler: HandlerFunc(nop)},
 		},
@@ -243,14 +262,14 @@ func TestDefaults(t *testing.T) {
 	assert.Equal(t, 10*time.Second, c.ConnectTimeout)
 	assert.Equal(t, slog.Default(), c.Logger)
 	assert.Equal(t, 256, c.Topics["orders"].Queue)
-	assert.Equal(t, Retry{100 * time.Millisecond, 30 * time.Second}, c.Topics["orders"].Retry)
+	assert.Equal(t, Retry{MinBackoff: 100 * time.Millisecond, MaxBackoff: 30 * time.Second, MaxAttempts: 5}, c.Topics["orders"].Retry)
 	assert.Equal(t, time.Second, c.heartbeatInterval())
 	assert.Equal(t, 57750*time.Millisecond, drain(t, c))
 	assert.Equal(t, 17750*time.Millisecond, drainOf(t, c, false))
 	assert.Equal(t, 20*time.Second, c.shutdownGrace())
 
 	// Funcs cannot be compared, text can.
-	c.Topics["orders"] = Topic{Queue: 1, Retry: Retry{1, 2}}
+	c.Topics["orders"] = Topic{Queue: 1, Retry: Retry{MinBackoff: 1, MaxBackoff: 2, MaxAttempts: 3}}
 	assert.Equal(t, fmt.Sprintf("%+v", c), fmt.Sprintf("%+v", c.withDefaults()), "not idempotent")
 }
 
@@ -266,8 +285,8 @@ func TestDefaultsFollowWhatIsSet(t *testing.T) {
 	assert.Equal(t, 2750*time.Millisecond, drain(t, c))
 	assert.Equal(t, 2750*time.Millisecond, drainOf(t, c, false))
 
-	assert.Equal(t, Retry{time.Minute, time.Minute}, Topic{Retry: Retry{MinBackoff: time.Minute}}.withDefaults().Retry)
-	assert.Equal(t, Retry{time.Millisecond, time.Millisecond}, Topic{Retry: Retry{MaxBackoff: time.Millisecond}}.withDefaults().Retry)
+	assert.Equal(t, Retry{MinBackoff: time.Minute, MaxBackoff: time.Minute, MaxAttempts: 5}, Topic{Retry: Retry{MinBackoff: time.Minute}}.withDefaults().Retry)
+	assert.Equal(t, Retry{MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond, MaxAttempts: 5}, Topic{Retry: Retry{MaxBackoff: time.Millisecond}}.withDefaults().Retry)
 
 	for total, grace := range map[time.Duration]time.Duration{
 		time.Second:      500 * time.Millisecond,

@@ -6,7 +6,9 @@ package kgroup
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,6 +22,7 @@ type Consumer struct {
 	topics  *matcher
 	log     *slog.Logger
 	ready   chan struct{}
+	id      string // tells this process from others, in what is committed
 	started atomic.Bool
 	engine  func(*Consumer) engine.Engine // newGroup, or a fake in tests
 
@@ -49,6 +52,7 @@ func New(cfg Config) (*Consumer, error) {
 		topics: newMatcher(cfg.Topics),
 		log:    cfg.Logger.With("group", cfg.Group),
 		ready:  make(chan struct{}),
+		id:     fmt.Sprintf("%08x", rand.Uint32()),
 		engine: func(c *Consumer) engine.Engine {
 			return newGroup(c.config, c.topics, built, c.log)
 		},
@@ -78,6 +82,9 @@ func (c *Consumer) Run(ctx context.Context) error { //nolint:contextcheck // a g
 	defer stop(ErrNotRunning)
 	group := c.engine(c)
 	a := newAssignment(ctx, c.config, c.topics, group, c.log, c.ready)
+	if c.config.CommitInterval >= 0 {
+		a.opens = c.id
+	}
 	c.mu.Lock()
 	c.running, c.assignment, c.group = running, a, group
 	c.mu.Unlock()
@@ -103,6 +110,8 @@ func (c *Consumer) Run(ctx context.Context) error { //nolint:contextcheck // a g
 	err := c.shutdown(a, group) //nolint:contextcheck // ctx is cancelled already; the shutdown has a deadline of its own
 	stop(ErrNotRunning)
 	ticking.Wait()
+	a.watching.Wait()
+	a.stopBreakers()
 	if refused != nil {
 		return refused
 	}

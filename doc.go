@@ -21,7 +21,9 @@
 //  1. Nothing is lost. The committed offset never passes a message of which no
 //     attempt has returned nil: under no concurrency, rebalance, crash or shutdown.
 //     TestNothingIsCommittedBeforeNil, TestFrontier, TestStartNewestIsCommittedFirst,
-//     "join and leave under load", "killed and restarted".
+//     "join and leave under load", "killed and restarted". Nor one whose dead letter
+//     the brokers have not acknowledged. TestDeadLetterTopicThatCannotBeWritten,
+//     TestLetterThatTakesTooLong.
 //
 //  2. Nothing is repeated without cause. No attempt of a message begins, in any
 //     member, after one has returned nil, at a rebalance or a shutdown. Only a crash,
@@ -50,10 +52,18 @@
 //
 //  6. Loud. What stops progress is an error from Run, or a hook, a log line and an
 //     unhealthy Health. TestPermanentIsHeld, TestEndlessRetryIsReported,
-//     TestHealthBlocked, TestHealthOfCommitsThatFail.
+//     TestDeadlyMessageIsHeld, TestHealthBlocked, TestHealthOfCommitsThatFail.
 //
 //  7. The handler's result is the only acknowledgement. A nil is a nil, however late,
-//     as long as the partition is still ours. TestNilAfterCancellationSettles.
+//     as long as the partition is still ours; its timeout makes no difference.
+//     TestNilAfterCancellationSettles, TestTimeout.
+//
+//  8. A dead letter is a message whose handling has failed: Retry.MaxAttempts times, in
+//     whichever owners, or for good, or by the death of as many processes that handled
+//     nothing else. No shutdown, rebalance, or crash beside it makes one, and an outage of
+//     a topic with a Breaker only few, on trial.
+//     TestAttemptsSurviveARebalance, TestLetterUnderWayIsAwaited, TestOutageIsNotPoison,
+//     TestLongOutage, TestDeadlyMessage, TestDeathsOfOtherMessages.
 //
 // # Bounds
 //

@@ -126,7 +126,17 @@ func (a *assignment) drain(ctx context.Context, g *generation, cancelAt time.Tim
 	}
 	a.abandon(orphans, cause, 0)
 	a.revoked(drained)
+	g.released.Store(true)
 	return true
+}
+
+// stopBreakers ends what breakers have begun.
+func (a *assignment) stopBreakers() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, b := range a.breakers {
+		b.stop()
+	}
 }
 
 func lastCommit(err error) error {

@@ -38,17 +38,22 @@ type fakeEngine struct {
 
 	session engine.Session
 
-	mu        sync.Mutex
-	answers   func(a *fakeCommit) error
-	number    int64 // of the last generation
-	open      bool  // it may commit
-	slot      context.Context
-	endSlot   context.CancelFunc
-	owned     map[string][]int32
-	lanes     map[engine.Partition]engine.Lane
-	commits   []*fakeCommit
-	committed map[engine.Partition]engine.Offset
-	left      time.Time
+	mu          sync.Mutex
+	opening     bool                               // Assigned is under way, without a claim that is Fresh: its commit only says that lanes are open
+	openings    map[engine.Partition]engine.Offset // what such commits said, until the next one
+	failOpening bool                               // they fail
+	letters     []engine.Letter
+	publish     func(ctx context.Context, letter engine.Letter) error // Publish, if not nil
+	answers     func(a *fakeCommit) error
+	number      int64 // of the last generation
+	open        bool  // it may commit
+	slot        context.Context
+	endSlot     context.CancelFunc
+	owned       map[string][]int32
+	lanes       map[engine.Partition]engine.Lane
+	commits     []*fakeCommit
+	committed   map[engine.Partition]engine.Offset
+	left        time.Time
 }
 
 // A fakeCommit is one OffsetCommit, and what became of it.
@@ -67,6 +72,7 @@ func newFakeEngine() *fakeEngine {
 		refusal:   make(chan error, 1),
 		lanes:     map[engine.Partition]engine.Lane{},
 		committed: map[engine.Partition]engine.Offset{},
+		openings:  map[engine.Partition]engine.Offset{},
 	}
 	e.slot, e.endSlot = context.WithCancel(context.Background())
 	return e
@@ -89,8 +95,18 @@ func (e *fakeEngine) Commit(ctx context.Context, generation int64, offsets []eng
 		a.offsets[o.Partition] = o.Offset
 	}
 	e.mu.Lock()
-	e.commits = append(e.commits, a)
 	gone, answers := !e.open || e.number != generation, e.answers
+	if e.opening {
+		defer e.mu.Unlock()
+		if e.failOpening {
+			return nil, errTransient
+		}
+		for _, o := range offsets {
+			e.openings[o.Partition] = o
+		}
+		return nil, nil
+	}
+	e.commits = append(e.commits, a)
 	e.mu.Unlock()
 	if gone {
 		a.err = engine.ErrGone
@@ -110,12 +126,28 @@ func (e *fakeEngine) Commit(ctx context.Context, generation int64, offsets []eng
 	for _, o := range offsets {
 		if a.refused[o.Partition] == nil {
 			e.committed[o.Partition] = o
+			delete(e.openings, o.Partition)
 			if e.onCommit != nil {
 				e.onCommit(o.Partition, o.Offset)
 			}
 		}
 	}
 	return a.refused, nil
+}
+
+func (e *fakeEngine) Publish(ctx context.Context, letter engine.Letter) error {
+	e.mu.Lock()
+	publish := e.publish
+	e.mu.Unlock()
+	if publish != nil {
+		if err := publish(ctx, letter); err != nil {
+			return err
+		}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.letters = append(e.letters, letter)
+	return nil
 }
 
 func (e *fakeEngine) HighWatermarks() map[engine.Partition]int64 { return e.marks }
@@ -152,10 +184,12 @@ func (e *fakeEngine) assign(claims ...engine.Claim) {
 		e.owned[c.Topic] = append(e.owned[c.Topic], c.Number)
 	}
 	change := engine.Change{Current: e.owned, Claimed: e.owned, Released: before}
+	e.opening = !slices.ContainsFunc(claims, func(c engine.Claim) bool { return c.Fresh })
 	e.mu.Unlock()
 	lanes := e.session.Assigned(slot, number, claims, change)
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.opening = false
 	clear(e.lanes)
 	for i, l := range lanes {
 		e.lanes[claims[i].Partition] = l
@@ -206,6 +240,13 @@ func (e *fakeEngine) answer(f func(c *fakeCommit) error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.answers = f
+}
+
+// isOpening reports whether a commit under way only says that lanes are open.
+func (e *fakeEngine) isOpening() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.opening
 }
 
 // attempts are the commits asked for so far, each as "[t] orders/0@7 refunds/1@3",
@@ -323,8 +364,9 @@ func fresh(p engine.Partition, offset int64) engine.Claim {
 
 // A history is what has happened, one line for each event, in order.
 type history struct {
-	mu    sync.Mutex
-	lines []string
+	mu      sync.Mutex
+	lines   []string
+	opening func() bool // a commit is not worth a line now
 }
 
 func (h *history) add(format string, args ...any) {
@@ -392,7 +434,9 @@ func (h *history) hooks(next Hooks) Hooks {
 			}
 		},
 		Commit: func(offsets map[string]map[int32]int64, err error) {
-			h.add("answered %v: %v", offsets, err)
+			if h.opening == nil || !h.opening() {
+				h.add("answered %v: %v", offsets, err)
+			}
 			if next.Commit != nil {
 				next.Commit(offsets, err)
 			}
@@ -401,6 +445,18 @@ func (h *history) hooks(next Hooks) Hooks {
 			h.add("blocked %s/%d@%d#%d: %v", err.Topic, err.Partition, err.Offset, err.Attempts, err.Err)
 			if next.Blocked != nil {
 				next.Blocked(err)
+			}
+		},
+		DeadLetter: func(err *HandlerError) {
+			h.add("dead letter %s/%d@%d#%d: %v", err.Topic, err.Partition, err.Offset, err.Attempts, err.Err)
+			if next.DeadLetter != nil {
+				next.DeadLetter(err)
+			}
+		},
+		Breaker: func(topic string, open bool, cause error) {
+			h.add("breaker %s %v: %v", topic, open, cause)
+			if next.Breaker != nil {
+				next.Breaker(topic, open, cause)
 			}
 		},
 		Unblocked: func(topic string, partition int32, offset int64) {
@@ -483,6 +539,8 @@ func newRig(t *testing.T, change func(cfg *Config)) *rig {
 	consumer.engine = func(*Consumer) engine.Engine { return r.engine }
 	r.consumer = consumer
 	r.engine.onCommit = func(p engine.Partition, offset int64) { r.history.add("commit %v@%d", p, offset) }
+	r.history.opening = r.engine.isOpening
+	r.consumer.id = "1"
 	return r
 }
 

@@ -5,6 +5,7 @@ package kgroup
 import (
 	"errors"
 	"fmt"
+	"time"
 )
 
 var (
@@ -23,6 +24,10 @@ var (
 	// ErrShutdownTimeout is the cause of a handler's cancelled context when
 	// Config.ShutdownTimeout leaves no more time to wait for it.
 	ErrShutdownTimeout = errors.New("kgroup: shutdown timeout")
+
+	// ErrHandlerTimeout is the cause of a handler's cancelled context when the attempt has
+	// taken longer than Topic.Timeout.
+	ErrHandlerTimeout = errors.New("kgroup: handler timeout")
 )
 
 // A ConfigError names a field of the [Config] and what is wrong with it.
@@ -75,6 +80,24 @@ func Permanent(err error) error {
 	}
 	return &permanentError{err}
 }
+
+// RetryAfter marks err as one after which the next attempt should wait for d, in place
+// of the backoff that [Retry] says: because whoever refused has said when to come again.
+// A d of zero or less means at once. The attempt counts. RetryAfter(nil, d) is nil.
+func RetryAfter(err error, d time.Duration) error {
+	if err == nil {
+		return nil
+	}
+	return &retryAfterError{err, max(0, d)}
+}
+
+type retryAfterError struct {
+	err error
+	d   time.Duration
+}
+
+func (e *retryAfterError) Error() string { return e.err.Error() }
+func (e *retryAfterError) Unwrap() error { return e.err }
 
 type permanentError struct{ err error }
 

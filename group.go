@@ -38,6 +38,7 @@ type group struct {
 	inner       sarama.Client // as sarama made it
 	levers      *levers
 	member      *membership
+	letters     *letters
 	consumer    *cluster.Consumer
 	spoken      spoken
 	asked       map[string]apis // brokers by address; of preflight, then of mindBrokers
@@ -106,6 +107,7 @@ func newGroup(cfg Config, topics *matcher, built *cluster.Config, log *slog.Logg
 		taken:    make(chan struct{}),
 	}
 	built.MetricRegistry.Each(func(name string, _ any) { g.metrics[name] = true })
+	g.letters = &letters{group: g, turn: make(chan struct{}, 1), warned: map[string]bool{}}
 	g.takeBack = sync.OnceFunc(func() { close(g.taken) })
 	g.network.Report = func(err error) { g.session.Error(err) }
 	g.slot, g.endSlot = context.WithCancel(context.Background())
@@ -571,6 +573,7 @@ func (g *group) end() {
 	g.ended = true
 	g.mu.Unlock()
 	g.routines.Wait()
+	g.letters.close()
 	if g.inner != nil {
 		_ = g.inner.Close() // after all who use it: a broker that is opened later keeps a goroutine for ever
 	}

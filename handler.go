@@ -23,14 +23,15 @@ import (
 //
 // Returning an error, or panicking, keeps the message: Handle is called again
 // after a backoff (see [Retry]), and the later messages of the partition wait, so
-// that order is kept. An error wrapped by [Permanent] says that trying soon is
-// useless: the message is held, reported as blocked, and tried again every
-// Retry.MaxBackoff, because only a change outside can help. To drop a message,
-// log it and return nil.
+// that order is kept. After Retry.MaxAttempts, or an error wrapped by [Permanent],
+// which says that trying soon is useless, it goes to Topic.DeadLetter. Without that
+// topic it is held: reported as blocked, and tried again every Retry.MaxBackoff,
+// because only a change outside can help. To drop a message, log it and return nil.
 //
 // Within one partition Handle is called for one message after the other, in
 // offset order. Partitions are handled side by side: a Handler that serves more
-// than one must be safe for concurrent use.
+// than one must be safe for concurrent use. It must not wait for another message's
+// handling: after a crash, some are handled while nothing else is.
 //
 // The context carries the values of the context given to Run, but not its
 // cancellation: a handler at work when the service stops is left to finish. It is
@@ -38,9 +39,10 @@ import (
 // and with [ErrShutdownTimeout] near the end of Config.ShutdownTimeout
 // ([context.Cause] with [errors.Is] tells which). What Handle returns after that is no attempt: an
 // error does not count, but a nil still settles the message if the partition is
-// still ours. A handler that ignores its cancelled context cannot be stopped; its
-// message stays uncommitted, and its partition is not handled again in this
-// process until it has returned.
+// still ours. (With [ErrHandlerTimeout], after Topic.Timeout, it is one.) A handler
+// that ignores its cancelled context cannot be stopped; its message stays
+// uncommitted, and its partition is not handled again in this process until it has
+// returned.
 //
 // The message is a value and may be kept. Key, Value and Headers share memory
 // with the whole fetch response they arrived in (a megabyte or more): clone what
@@ -79,8 +81,9 @@ type Message struct {
 	// the broker's.
 	Timestamp time.Time
 
-	// Attempt counts the calls of the handler for this message, from 1. It starts
-	// again at 1 in the next owner of the partition.
+	// Attempt counts the calls of the handler for this message, from 1, those in earlier
+	// owners of the partition included if they were committed. Calls that do not count
+	// (while the Breaker is open, or cancelled) have the number of the next one.
 	Attempt int
 }
 

@@ -45,6 +45,10 @@ type Health struct {
 	// handler was at work that has still not returned.
 	Stuck []string
 
+	// Paused are the topics whose Breaker is open. That alone is not unhealthy: a restart
+	// mends nothing. A message that has failed for 30 s is.
+	Paused []string
+
 	patience time.Duration // how long a rebalance may take before Err says so,
 	waits    bool          // unless this member waits for others
 }
@@ -112,8 +116,14 @@ func (a *assignment) health(e engine.Engine) Health {
 			h.Stuck = append(h.Stuck, p.String())
 		}
 	}
+	for topic, b := range a.breakers {
+		if b.isOpen() {
+			h.Paused = append(h.Paused, topic)
+		}
+	}
 	a.mu.Unlock()
 	slices.Sort(h.Stuck)
+	slices.Sort(h.Paused)
 	h.waits = e.Waits()
 	if p, held := e.Held(); held {
 		h.Holding = p.String()

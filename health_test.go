@@ -105,7 +105,7 @@ func TestHealthLanes(t *testing.T) {
 
 func TestHealthOfALaneThatHasCommittedNothing(t *testing.T) {
 	withRig(t, nil, func(t *testing.T, r *rig) {
-		r.engine.assign(engine.Claim{Partition: orders0, Offset: 5})
+		r.engine.assign(engine.Claim{Partition: orders0, Offset: 5, Guess: true})
 		assert.Equal(t, []LaneHealth{{Topic: "orders", Position: 5, Frontier: 5, Committed: -1, HighWatermark: -1}}, r.consumer.Health().Lanes)
 	})
 }

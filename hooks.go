@@ -35,16 +35,27 @@ type Hooks struct {
 	// be running here.
 	Lost func(topic string, partition int32, offset int64, cause error)
 
-	// Commit is called after each attempt to commit: with the offsets asked for, and nil,
+	// Commit is called after each attempt to commit, that with which partitions are opened
+	// before their first message included: with the offsets asked for, and nil,
 	// what the broker refused, or why it has not answered. A failed commit is made again.
 	Commit func(offsets map[string]map[int32]int64, err error)
 
-	// Blocked is called once for a message that keeps its partition from going on:
-	// its handler's error was Permanent, or its backoff has reached Retry.MaxBackoff.
+	// Blocked is called once for a message that keeps its partition from going on: where
+	// there is no dead-letter topic, its handler's error was Permanent, or its backoff has
+	// reached Retry.MaxBackoff, or too many processes have died of it; else its letter
+	// cannot be written for that long.
 	// Unblocked is called when such a message was settled, or its worker has ended
 	// because the partition is given up.
 	Blocked   func(err *HandlerError)
 	Unblocked func(topic string, partition int32, offset int64)
+
+	// DeadLetter is called when a message has become a dead letter: the brokers have the
+	// letter, and the message is settled. The error says why.
+	DeadLetter func(err *HandlerError)
+
+	// Breaker is called when a topic is paused because most attempts fail, with the last
+	// error, and when it goes on.
+	Breaker func(topic string, open bool, cause error)
 
 	// Error is called with every error that was survived and has no hook of its own:
 	// broken connections, fetches that failed, offsets that are gone. Several goroutines
@@ -71,6 +82,8 @@ func JoinHooks(a, b Hooks) Hooks {
 		Commit:             join2(a.Commit, b.Commit),
 		Blocked:            join1(a.Blocked, b.Blocked),
 		Unblocked:          join3(a.Unblocked, b.Unblocked),
+		DeadLetter:         join1(a.DeadLetter, b.DeadLetter),
+		Breaker:            join3(a.Breaker, b.Breaker),
 		Error:              join1(a.Error, b.Error),
 	}
 }

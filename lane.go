@@ -2,15 +2,13 @@ package kgroup
 
 // A lane is one partition while this member owns it: its queue, its worker, its
 // frontier. The engine delivers into it; the worker takes a message, handles it
-// until it is settled, and moves the frontier. When the generation is sealed the
-// worker ends after the message it is at.
+// until it is settled (attempt.go), and moves the frontier. When the generation is
+// sealed the worker ends after the message it is at.
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"sync/atomic"
-	"time"
 
 	"github.com/kgroup-go/kgroup/internal/engine"
 )
@@ -18,9 +16,11 @@ import (
 type lane struct {
 	partition engine.Partition
 	topic     Topic
+	group     string
 	call      HandlerFunc // topic.Handler's
 	env       envelope
 	start     int64
+	fresh     bool // start was found under Start: Newest
 	queue     *queue
 
 	// ctx is the handlers' context. Cancelling it ends attempts; sealed ends the lane.
@@ -31,16 +31,28 @@ type lane struct {
 	after  <-chan struct{} // the worker does not start before it is closed: see orphans in assignment.go
 	done   chan struct{}   // closed when the worker has returned
 
-	// Of whose turn it is (turn.go): what it has taken, whether the first message of that
-	// is settled, the attempt it is at with it (0: none yet), and whether that attempt is
-	// under way. They outlive a goroutine that a handler or a hook has ended.
-	batch      []engine.Record
-	passed     bool
-	attempt    int
-	attempting bool
-	frontier   frontier
+	// Of whose turn it is (turn.go): what it has taken; whether the first message of that
+	// is settled; how far it is with it. They outlive a goroutine that a handler or a hook
+	// has ended.
+	batch  []engine.Record
+	passed bool
+	at     progress
+	holds  int64 // of the quarantine's gate
+	// uncommitted are messages settled since the quarantine has committed them.
+	uncommitted int
+	frontier    frontier
+	inherits    bool // env says something about single messages
 
-	direct direct
+	direct     direct
+	breaker    *breaker
+	quarantine *quarantine // nil: nobody has died here
+	foundOpen  bool        // the last owner has
+	publish    func(context.Context, engine.Letter) error
+
+	// note is what is committed beside the frontier. Whose turn it is replaces it.
+	note  atomic.Pointer[note]
+	opens string                 // who the commits say has the lane open, until it is drained; empty: nobody
+	said  atomic.Pointer[string] // the metadata that the broker has acknowledged last
 
 	// settled publishes the frontier to the committer; -1: nothing to commit.
 	settled   atomic.Int64
@@ -53,14 +65,6 @@ type lane struct {
 	log     *slog.Logger
 	hooks   *Hooks
 	telling chan struct{} // holds a value while a hook is called, for any lane of the partition
-}
-
-// blocked says what keeps a lane from going on.
-type blocked struct {
-	err      *HandlerError
-	since    time.Time
-	held     bool   // reported
-	panicked string // the panic whose stack has been logged
 }
 
 // work is the lane's worker.
@@ -108,114 +112,17 @@ func (l *lane) finishBatch() bool {
 	}
 }
 
-// finish handles one message until it is settled. It reports false if the lane is
-// at its end.
-func (l *lane) finish(record engine.Record) bool {
-	if l.closed.Load() {
-		return false
-	}
-	var msg Message
-	l.read(record, &msg)
-	if l.attempt == 0 {
-		l.attempt = 1
-		l.frontier.deliver(msg.Offset)
-	}
-	for {
-		msg.Attempt = l.attempt
-		err := errGoexit
-		if !l.attempting {
-			l.attempting = true
-			err = l.try(&msg)
-		}
-		l.attempting = false
-		if err == nil { // settle would say so too, but it wants to know more
-			l.settle(msg.Offset)
-			return true
-		}
-		switch o := l.topic.Retry.settle(err, msg.Attempt, l.ctx.Err() != nil); o {
-		case done:
-			l.settle(msg.Offset)
-			return true
-		case abandon:
-			return false
-		case retry, hold:
-			if !l.backoff(msg, err, o) {
-				return false
-			}
-			l.attempt++
-		}
-	}
-}
-
-// try makes one attempt, and now and then takes its time.
-func (l *lane) try(msg *Message) error {
-	if !l.direct.timed() {
-		return handle(l.ctx, l.call, msg)
-	}
-	began := time.Now()
-	err := handle(l.ctx, l.call, msg)
-	l.direct.took(time.Since(began))
-	return err
-}
-
-// errGoexit is the error of an attempt that neither returned nor panicked.
-var errGoexit = errors.New("handler ended its goroutine (runtime.Goexit, or FailNow of a test)")
-
 // settle moves the frontier over a message, before a hook that may not return hears
 // of it: a message that is settled is not handled again.
 func (l *lane) settle(offset int64) {
-	l.passed, l.attempt = true, 0
+	l.passed, l.at.attempt = true, 0
+	if !l.at.failed.IsZero() || l.at.verdict != nil {
+		l.at = progress{}
+	}
 	l.frontier.settle(offset)
 	l.settled.Store(l.frontier.next)
-	if l.blocked.Load() != nil {
-		l.unblock()
-	}
-}
-
-// backoff says what happened and waits until the next attempt is due. It reports
-// false if the lane was sealed: a drain or a shutdown ends a backoff at once.
-func (l *lane) backoff(msg Message, err error, o outcome) bool {
-	wait := l.topic.Retry.backoff(o, msg.Attempt)
-	l.block(&HandlerError{Topic: msg.Topic, Partition: msg.Partition, Offset: msg.Offset, Attempts: msg.Attempt, Err: err}, o == hold, wait)
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-l.sealed:
-		return false
-	}
-}
-
-// block makes a failed attempt visible: a warning, and an error once when the
-// message is held. A message may fail for hours: the stack of a panic is logged once,
-// when the panic is another one, and when the message is held.
-func (l *lane) block(err *HandlerError, held bool, wait time.Duration) {
-	b := &blocked{err: err, since: time.Now(), held: held}
-	if old := l.blocked.Load(); old != nil {
-		b.since, b.held, b.panicked = old.since, held || old.held, old.panicked
-		held = held && !old.held
-	}
-	attrs := []any{"offset", err.Offset, "attempt", err.Attempts, "error", err.Err, "backoff", wait}
-	if p, ok := err.Err.(*PanicError); ok && (held || p.Error() != b.panicked) { //nolint:errorlint // only a panic of this attempt has a stack worth showing
-		attrs = append(attrs, "stack", string(p.Stack))
-		b.panicked = p.Error()
-	}
-	l.blocked.Store(b)
-	if !held {
-		l.log.Warn("attempt failed", attrs...)
-		return
-	}
-	l.log.Error("message held: its partition does not go on", attrs...)
-	if l.hooks.Blocked != nil {
-		l.tell(func() { l.hooks.Blocked(err) })
-	}
-}
-
-func (l *lane) unblock() {
-	b := l.blocked.Swap(nil)
-	if b != nil && b.held && l.hooks.Unblocked != nil {
-		l.tell(func() { l.hooks.Unblocked(b.err.Topic, b.err.Partition, b.err.Offset) })
+	if l.quarantine != nil {
+		l.quarantine.settled(l)
 	}
 }
 
@@ -271,13 +178,18 @@ func (l *lane) close() {
 	l.queue.close()
 }
 
-// due is what is to be committed for the lane, if there is anything.
-func (l *lane) due(all bool) (engine.Offset, bool) {
+// due is what is to be committed for the lane, if there is anything. The last commit of
+// a generation releases it.
+func (l *lane) due(all, releases bool) (engine.Offset, bool) {
 	settled := l.settled.Load()
-	if settled < 0 || settled == l.committed.Load() && !all {
+	if settled < 0 {
 		return engine.Offset{}, false
 	}
-	return engine.Offset{Partition: l.partition, Offset: settled, Metadata: l.env.String()}, true
+	metadata := l.metadata(settled, releases)
+	if settled == l.committed.Load() && metadata == *l.said.Load() && !all {
+		return engine.Offset{}, false
+	}
+	return engine.Offset{Partition: l.partition, Offset: settled, Metadata: metadata}, true
 }
 
 // position is the frontier as people see it: where the lane began, until something

@@ -96,7 +96,7 @@ func TestPermanentIsHeld(t *testing.T) {
 		assert.Equal(t, "5#1 5#2 5#3 5#4", r.handled(orders0), "every MaxBackoff")
 		assert.Equal(t, []string{"blocked orders/0@5#1: bank is closed"}, r.history.all("blocked"))
 		assert.Len(t, r.logs.with("level=ERROR"), 1)
-		assert.EqualValues(t, -1, r.engine.acknowledged(orders0))
+		assert.EqualValues(t, 5, r.engine.acknowledged(orders0))
 
 		mended.Store(true)
 		r.after(30 * time.Second)
@@ -126,7 +126,7 @@ func TestHeldMessageIsGivenUp(t *testing.T) {
 				assert.Zero(t, time.Since(began), "it ends the backoff")
 				assert.Equal(t, "5#1", r.handled(orders0), "without another attempt")
 				assert.Equal(t, []string{"unblocked orders/0@5"}, r.history.all("unblocked"))
-				assert.EqualValues(t, -1, r.engine.acknowledged(orders0))
+				assert.EqualValues(t, 5, r.engine.acknowledged(orders0))
 			})
 		})
 	}
@@ -184,7 +184,7 @@ func TestGoexitDuringADrain(t *testing.T) {
 		assert.Equal(t, time.Second, time.Since(began))
 		assert.Equal(t, "5#1", r.handled(orders0))
 		assert.Len(t, r.history.all("revoke orders/0@5"), 1)
-		assert.EqualValues(t, -1, r.engine.acknowledged(orders0))
+		assert.EqualValues(t, 5, r.engine.acknowledged(orders0))
 	})
 }
 

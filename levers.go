@@ -373,7 +373,7 @@ func (l *levers) claims(current map[string][]int32) []engine.Claim {
 				at = &place{unknown: true}
 			}
 			committed, has := l.group.member.committed(p)
-			claim := engine.Claim{Partition: p, Offset: at.oldest}
+			claim := engine.Claim{Partition: p, Offset: at.oldest, Guess: at.unknown && !has}
 			switch {
 			case at.fresh:
 				claim.Offset, claim.Fresh = at.newest, true

@@ -400,7 +400,7 @@ func TestWhereAPartitionBegins(t *testing.T) {
 		{
 			name: "none, no leader", committed: none,
 			broker: offsets{newestErr: sarama.ErrLeaderNotAvailable, oldestErr: sarama.ErrLeaderNotAvailable},
-			want:   engine.Claim{Offset: 0},
+			want:   engine.Claim{Offset: 0, Guess: true},
 			reports: []string{
 				"error: look up the offsets of orders/0: " + sarama.ErrLeaderNotAvailable.Error(),
 				"error: look up the offsets of orders/0: " + sarama.ErrLeaderNotAvailable.Error(),
@@ -409,7 +409,7 @@ func TestWhereAPartitionBegins(t *testing.T) {
 		{
 			name: "none, no leader, newest", start: Newest, committed: none,
 			broker:  offsets{newestErr: sarama.ErrLeaderNotAvailable, oldest: 40},
-			want:    engine.Claim{Offset: 40},
+			want:    engine.Claim{Offset: 40, Guess: true},
 			reports: []string{"error: look up the offsets of orders/0: " + sarama.ErrLeaderNotAvailable.Error()},
 		},
 	}

@@ -12,8 +12,6 @@ import (
 	"maps"
 	"slices"
 	"sort"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -61,52 +59,6 @@ func (f *frontier) settle(offset int64) {
 	}
 }
 
-// An envelope is what kgroup writes into the metadata of a commit, for the next
-// owner of the partition. Other clients show it and ignore it.
-type envelope struct {
-	// initial is the number of partitions the topic had when the group began at its
-	// newest messages (Start: Newest). A partition beyond it came later, and is read
-	// from its beginning. Zero: the group did not begin so, or it is not known.
-	initial int32
-}
-
-const envelopeVersion = "kgroup/1"
-
-func (e envelope) String() string {
-	if e == (envelope{}) {
-		return ""
-	}
-	return fmt.Sprintf("%s n=%d", envelopeVersion, e.initial)
-}
-
-// parseEnvelope reads the metadata of a commit. What kgroup did not write is not
-// ours to judge: it yields the zero envelope and an error that says so. Fields of
-// later versions of kgroup are skipped.
-func parseEnvelope(metadata string) (envelope, error) {
-	if metadata == "" {
-		return envelope{}, nil
-	}
-	fields := strings.Split(metadata, " ")
-	if fields[0] != envelopeVersion {
-		return envelope{}, fmt.Errorf("metadata of another client: %.60q", metadata)
-	}
-	var e envelope
-	for _, field := range fields[1:] {
-		key, value, ok := strings.Cut(field, "=")
-		if !ok {
-			return envelope{}, fmt.Errorf("damaged metadata: %.60q", metadata)
-		}
-		if key == "n" {
-			n, err := strconv.ParseInt(value, 10, 32)
-			if err != nil || n < 0 {
-				return envelope{}, fmt.Errorf("damaged metadata: %.60q", metadata)
-			}
-			e.initial = int32(n)
-		}
-	}
-	return e, nil
-}
-
 // The committer takes frontiers to the broker, one request at a time, so that what
 // a request says is never older than what the one before it said. Whoever waits for
 // the turn finds his frontier in the next request together with everybody else's.
@@ -150,7 +102,7 @@ func (c *committer) commit(ctx context.Context, g *generation, all bool) error {
 	}
 	var offsets []engine.Offset
 	for _, l := range g.lanes {
-		if o, due := l.due(all); due {
+		if o, due := l.due(all, g.released.Load()); due {
 			offsets = append(offsets, o)
 		}
 	}
@@ -161,19 +113,29 @@ func (c *committer) commit(ctx context.Context, g *generation, all bool) error {
 	if ctx.Err() == nil { // else nobody knows: it was not waited for
 		c.note(g, offsets, refused, err)
 	}
+	if err != nil { // nor what the broker knows
+		for _, o := range offsets {
+			g.lane(o.Partition).said.Store(&unknown)
+		}
+	}
 	if err == nil {
 		for _, o := range offsets {
 			if refused[o.Partition] == nil {
-				g.lane(o.Partition).committed.Store(o.Offset)
+				l := g.lane(o.Partition)
+				l.said.Store(&o.Metadata)
+				l.committed.Store(o.Offset)
 			}
 		}
-		err = c.refusals(refused)
+		err = c.refusals(offsets, refused)
 	}
 	if c.hook != nil {
 		c.hook(byTopic(offsets), err)
 	}
 	return err
 }
+
+// unknown is no metadata: what was said last has not been answered.
+var unknown = "?"
 
 // note remembers which lanes of g could not be committed; those of an earlier
 // generation are nobody's business any more.
@@ -204,7 +166,7 @@ func (c *committer) failure(l *lane) commitFailure {
 
 // refusals makes one error of what was refused, and reports a refusal when it is
 // new: committing is tried again every CommitInterval.
-func (c *committer) refusals(refused map[engine.Partition]error) error {
+func (c *committer) refusals(offsets []engine.Offset, refused map[engine.Partition]error) error {
 	var all []error
 	for _, p := range slices.SortedFunc(maps.Keys(refused), comparePartitions) {
 		err := fmt.Errorf("commit %v: %w", p, refused[p])
@@ -214,9 +176,9 @@ func (c *committer) refusals(refused map[engine.Partition]error) error {
 			c.report(err)
 		}
 	}
-	for p := range c.refused {
-		if refused[p] == nil {
-			delete(c.refused, p)
+	for _, o := range offsets {
+		if refused[o.Partition] == nil {
+			delete(c.refused, o.Partition)
 		}
 	}
 	if all == nil {

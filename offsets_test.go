@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -132,59 +131,6 @@ func FuzzFrontier(f *testing.F) {
 // of a frontier says.
 func TestLanesFrontierBeginsWithNothing(t *testing.T) {
 	assert.EqualValues(t, -1, testLane(nil).frontier.next)
-}
-
-func TestEnvelope(t *testing.T) {
-	for _, test := range []struct {
-		metadata string
-		want     envelope
-		failure  string
-	}{
-		{metadata: "", want: envelope{}},
-		{metadata: "kgroup/1", want: envelope{}},
-		{metadata: "kgroup/1 n=12", want: envelope{initial: 12}},
-		{metadata: "kgroup/1 n=2147483647", want: envelope{initial: 2147483647}},
-		{metadata: "kgroup/1 later=x,y n=12 z=", want: envelope{initial: 12}}, // fields of a later version
-		{metadata: "kgroup/1 n=2147483648", failure: "damaged"},
-		{metadata: "kgroup/1 n=-1", failure: "damaged"},
-		{metadata: "kgroup/1 n=", failure: "damaged"},
-		{metadata: "kgroup/1 n", failure: "damaged"},
-		{metadata: "kgroup/1  n=1", failure: "damaged"},
-		{metadata: "kgroup/10 n=1", failure: "another client"},
-		{metadata: "NEEDS 7 BYTES", failure: "another client"},
-		{metadata: strings.Repeat("x", 5000), failure: "another client"},
-	} {
-		t.Run(test.metadata[:min(30, len(test.metadata))], func(t *testing.T) {
-			got, err := parseEnvelope(test.metadata)
-			assert.Equal(t, test.want, got)
-			if test.failure == "" {
-				require.NoError(t, err)
-				return
-			}
-			require.ErrorContains(t, err, test.failure)
-			assert.Less(t, len(err.Error()), 200, "the whole of it may be 4096 characters")
-		})
-	}
-}
-
-func FuzzEnvelope(f *testing.F) {
-	for _, s := range []string{"", "kgroup/1", "kgroup/1 n=3", "kgroup/1 n=3 x=y", "kgroup/2 n=3", "kgroup/1 n=\xff", "other"} {
-		f.Add(s, int32(3))
-	}
-	f.Fuzz(func(t *testing.T, metadata string, initial int32) {
-		read, err := parseEnvelope(metadata)
-		if err != nil && read != (envelope{}) {
-			t.Fatalf("%q is damaged and counts all the same: %+v", metadata, read)
-		}
-		if initial < 0 {
-			return
-		}
-		for _, want := range []envelope{{initial: initial}, read} {
-			if got, err := parseEnvelope(want.String()); err != nil || got != want {
-				t.Fatalf("%+v became %q became %+v, %v", want, want, got, err)
-			}
-		}
-	})
 }
 
 // Metadata of another program says nothing, and is no reason to stop.

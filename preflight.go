@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -56,7 +57,7 @@ func (g *group) preflight(ctx context.Context) error {
 	if _, err := agree(reached, g.cluster.Version); err != nil {
 		return err // before anything else is asked of them
 	}
-	names := g.topics.names()
+	names := slices.Concat(g.topics.names(), slices.Sorted(maps.Keys(g.topics.letters)))
 	if len(names) == 0 {
 		names = []string{"__consumer_offsets"} // none at all would mean all of them
 	}
@@ -196,17 +197,21 @@ func (g *group) advise(err error) error {
 
 // checkTopics names the topics that do not exist, and what they may be meant for.
 func (g *group) checkTopics(reached []probe, topics []*sarama.TopicMetadata) error {
-	if len(g.topics.names()) == 0 {
+	if len(g.topics.names())+len(g.topics.letters) == 0 {
 		return nil // only patterns: there is nothing that has to exist
 	}
 	var errs []error
 	for _, topic := range topics {
+		what := "topic"
+		if g.topics.letters[topic.Name] {
+			what = "dead-letter topic"
+		}
 		switch topic.Err {
 		case sarama.ErrNoError, sarama.ErrLeaderNotAvailable:
 		case sarama.ErrUnknownTopicOrPartition:
-			errs = append(errs, g.unknownTopic(reached, topic.Name))
+			errs = append(errs, g.unknownTopic(reached, what, topic.Name))
 		default:
-			errs = append(errs, fmt.Errorf("kgroup: topic %q: %w", topic.Name, g.advise(topic.Err)))
+			errs = append(errs, fmt.Errorf("kgroup: %s %q: %w", what, topic.Name, g.advise(topic.Err)))
 		}
 	}
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
@@ -236,15 +241,15 @@ func namesOf(cluster *sarama.MetadataResponse) []string {
 	return names
 }
 
-func (g *group) unknownTopic(reached []probe, name string) error {
+func (g *group) unknownTopic(reached []probe, what, name string) error {
 	all, err := g.describe(reached)
 	if err != nil {
-		return fmt.Errorf("kgroup: topic %q does not exist", name)
+		return fmt.Errorf("kgroup: %s %q does not exist", what, name)
 	}
 	if near, ok := nearest(name, namesOf(all)); ok {
-		return fmt.Errorf("kgroup: topic %q does not exist; did you mean %q?", name, near)
+		return fmt.Errorf("kgroup: %s %q does not exist; did you mean %q?", what, name, near)
 	}
-	return fmt.Errorf("kgroup: topic %q does not exist, nor one with a similar name", name)
+	return fmt.Errorf("kgroup: %s %q does not exist, nor one with a similar name", what, name)
 }
 
 // findCoordinator finds the group's coordinator and connects to it. A cluster whose

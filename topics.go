@@ -63,11 +63,12 @@ func checkPattern(pattern string) error {
 type matcher struct {
 	topics   Topics
 	patterns []*regexp.Regexp // sorted
+	letters  map[string]bool  // every DeadLetter: no pattern matches it
 }
 
 // newMatcher wants topics whose names have been checked.
 func newMatcher(topics Topics) *matcher {
-	m := &matcher{topics: topics}
+	m := &matcher{topics: topics, letters: deadLetters(topics)}
 	for _, name := range slices.Sorted(maps.Keys(topics)) {
 		if isPattern(name) {
 			m.patterns = append(m.patterns, regexp.MustCompile(name))
@@ -82,7 +83,7 @@ func (m *matcher) match(topic string) (entry Topic, name string, err error) {
 	if entry, ok := m.topics[topic]; ok && !isPattern(topic) {
 		return entry, topic, nil
 	}
-	if internalTopics.MatchString(topic) {
+	if internalTopics.MatchString(topic) || m.letters[topic] {
 		return Topic{}, "", nil
 	}
 	for _, re := range m.patterns {
@@ -102,7 +103,7 @@ func (m *matcher) match(topic string) (entry Topic, name string, err error) {
 func (m *matcher) unmatched(existing []string) []string {
 	left := slices.DeleteFunc(slices.Clone(existing), func(topic string) bool {
 		_, named := m.topics[topic]
-		return named || internalTopics.MatchString(topic)
+		return named || internalTopics.MatchString(topic) || m.letters[topic]
 	})
 	var waiting []string
 	for _, re := range m.patterns {
@@ -135,6 +136,26 @@ func (m *matcher) whitelist() *regexp.Regexp {
 		parts[i] = "(?:" + parse(re.String()).String() + ")" // in full: a \Q left open would swallow the rest
 	}
 	return regexp.MustCompile(strings.Join(parts, "|"))
+}
+
+// blacklist returns what no pattern matches.
+func (m *matcher) blacklist() *regexp.Regexp {
+	expr := internalTopics.String()
+	for _, name := range slices.Sorted(maps.Keys(m.letters)) {
+		expr += "|^" + regexp.QuoteMeta(name) + "$"
+	}
+	return regexp.MustCompile(expr)
+}
+
+// deadLetters are the topics that get dead letters.
+func deadLetters(topics Topics) map[string]bool {
+	letters := map[string]bool{}
+	for _, t := range topics {
+		if t.DeadLetter != "" {
+			letters[t.DeadLetter] = true
+		}
+	}
+	return letters
 }
 
 // nearest returns the name in existing that is most like name, for "did you mean":
@@ -179,17 +200,20 @@ type overlap struct{ a, b, witness string }
 func overlaps(topics Topics) []overlap {
 	var patterns []string
 	var compiled []*regexp.Regexp
+	named := deadLetters(topics)
 	for _, name := range slices.Sorted(maps.Keys(topics)) {
-		if re, err := regexp.Compile(name); isPattern(name) && err == nil {
+		if re, err := regexp.Compile(name); !isPattern(name) {
+			named[name] = true
+		} else if err == nil {
 			patterns, compiled = append(patterns, name), append(compiled, re)
 		}
 	}
 	var found []overlap
 	for i, a := range patterns {
 		for j := i + 1; j < len(patterns); j++ {
-			var taken []string // matched by both, but a name beats patterns
-			for name := range topics {
-				if !isPattern(name) && compiled[i].MatchString(name) && compiled[j].MatchString(name) {
+			var taken []string // matched by both, but neither pattern's
+			for name := range named {
+				if compiled[i].MatchString(name) && compiled[j].MatchString(name) {
 					taken = append(taken, name)
 				}
 			}

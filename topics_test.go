@@ -47,6 +47,29 @@ func TestMatch(t *testing.T) {
 	assert.Contains(t, err.Error(), `Topics["^.*-eu$"]`)
 }
 
+// A dead-letter topic belongs to no pattern: what could not be handled would be handled
+// again, and its own dead letters would come back. It may be named.
+func TestDeadLetterTopicsMatchNoPattern(t *testing.T) {
+	topics := Topics{
+		"^orders":      {Queue: 1, DeadLetter: "orders.dlq"},
+		"refunds":      {Queue: 2, DeadLetter: "orders.named"},
+		"^.*[.]dlq$":   {Queue: 3},
+		"orders.named": {Queue: 4},
+	}
+	m := newMatcher(topics)
+	for topic, queue := range map[string]int{"orders.dlq": 0, "orders-dlq": 1, "refunds.dlq": 3, "orders.named": 4} {
+		entry, _, err := m.match(topic)
+		require.NoError(t, err)
+		assert.Equal(t, queue, entry.Queue, topic)
+		assert.Equal(t, topic == "orders.dlq" || topic == "orders.named", m.blacklist().MatchString(topic), topic)
+	}
+	assert.True(t, m.blacklist().MatchString("__consumer_offsets"))
+	assert.False(t, m.blacklist().MatchString("ordersxdlq"), "a dot is a dot")
+	assert.Equal(t, []string{"^.*[.]dlq$", "^orders"}, m.unmatched([]string{"orders.dlq", "orders.named"}))
+	require.Len(t, overlaps(topics), 1)
+	assert.NotEqual(t, "orders.dlq", overlaps(topics)[0].witness)
+}
+
 func TestMatcherLists(t *testing.T) {
 	m := newMatcher(Topics{"b": {}, "a": {}, "^z": {}, "^c": {}})
 	assert.Equal(t, []string{"a", "b"}, m.names())

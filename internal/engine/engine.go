@@ -48,6 +48,7 @@ type Claim struct {
 	Offset    int64  // of the first message, or, where offsets have gaps, one before it
 	Metadata  string // as committed with Offset; empty if Offset was not committed
 	Committed bool   // Offset is the committed one
+	Guess     bool   // Offset is not known: no broker could tell
 	Single    bool   // messages are delivered one at a time: a worker that wakes should let a few come
 	// Relieve makes another goroutine poll, in place of one that has called Lane.Handle
 	// and is kept there by a handler for longer than Patience. Nil: nobody can.
@@ -68,6 +69,23 @@ type Offset struct {
 type Change struct {
 	Current, Claimed, Released map[string][]int32
 }
+
+// A Letter is a record that is to be written to another topic.
+type Letter struct {
+	Partition         // of another number if the topic does not have that one
+	Key, Value []byte // nil where there is none
+	Headers    []Header
+	Timestamp  time.Time
+}
+
+// A Header is one record header.
+type Header struct {
+	Key   string
+	Value []byte
+}
+
+// ErrTooLarge says that the topic takes no record of that size.
+var ErrTooLarge = errors.New("the record is larger than the topic takes")
 
 // Handled is what became of records that a [Lane] was asked to handle at once.
 type Handled int
@@ -148,6 +166,10 @@ type Engine interface {
 	// It returns what was refused for single partitions, and an error for the request
 	// as a whole: ErrGone, or one that may pass, ErrUnreachable among them.
 	Commit(ctx context.Context, generation int64, offsets []Offset) (refused map[Partition]error, err error)
+
+	// Publish writes a letter, and returns when all in-sync replicas have it. If ctx ends
+	// first, nobody knows whether they do.
+	Publish(ctx context.Context, letter Letter) error
 
 	// HighWatermarks are the ends of the owned partitions, as far as they are known.
 	HighWatermarks() map[Partition]int64
