@@ -48,6 +48,8 @@ type env struct {
 	ends       kafka.Offsets // the offset after the last record produced
 	members    []*member
 	topics     int
+	letters    []string // dead-letter topics
+	badEvery   int64    // one in so many records is bad; zero: none is
 }
 
 func newEnv(t *testing.T, s scenario, b brokers, mode kgroup.Mode) *env {
@@ -97,9 +99,15 @@ func (e *env) topic(partitions int32) string { return e.topicWith(partitions, -1
 
 func (e *env) topicWith(partitions int32, replicas int16) string {
 	e.t.Helper()
+	return e.topicSet(partitions, replicas, nil)
+}
+
+// topicSet makes a topic with settings of Kafka's.
+func (e *env) topicSet(partitions int32, replicas int16, settings map[string]string) string {
+	e.t.Helper()
 	e.topics++
 	name := fmt.Sprintf("%s-%d", e.group, e.topics)
-	require.NoError(e.t, e.admin.CreateTopic(e.ctx, name, partitions, replicas, nil))
+	require.NoError(e.t, e.admin.CreateTopic(e.ctx, name, partitions, replicas, settings))
 	e.setPartitions(name, partitions)
 	return name
 }
@@ -129,6 +137,9 @@ func (e *env) records(topic string, n int) []*kgo.Record {
 			p = int32(i) % e.partitions[topic]
 		}
 		rs[i] = &kgo.Record{Topic: topic, Partition: p, Key: fmt.Appendf(nil, "key-%d-%d", p, i%7), Value: fmt.Appendf(nil, "value %d", i)}
+		if e.badEvery > 0 && e.random.below(e.badEvery) == 0 {
+			rs[i].Value = []byte(bad)
+		}
 	}
 	return rs
 }
@@ -149,6 +160,9 @@ func (e *env) send(records ...*kgo.Record) {
 func (e *env) produced(records ...*kgo.Record) {
 	for _, r := range records {
 		e.history.Produced(r.Topic, r.Partition, r.Offset, r.Key)
+		if isBad(r.Value) {
+			e.history.Bad(r.Topic, r.Partition, r.Offset)
+		}
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -212,6 +226,13 @@ func (e *env) load(topic string, perSecond int) *load {
 		}
 	}()
 	return l
+}
+
+// count is how many records have been produced so far.
+func (l *load) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.sent
 }
 
 // stop ends the load, not before so many records were produced.
@@ -290,7 +311,13 @@ func (e *env) state() string {
 // given topics, to all of them if none is given.
 func (e *env) awaitCommitted(topics ...string) {
 	e.t.Helper()
+	e.until("all to be committed", e.uncommitted(topics...))
+}
+
+// uncommitted returns what says whether something of that is missing.
+func (e *env) uncommitted(topics ...string) func() error {
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	if len(topics) == 0 {
 		topics = slices.Collect(maps.Keys(e.ends))
 	}
@@ -298,8 +325,7 @@ func (e *env) awaitCommitted(topics ...string) {
 	for _, topic := range topics {
 		ends[topic] = maps.Clone(e.ends[topic])
 	}
-	e.mu.Unlock()
-	e.until("all to be committed", func() error {
+	return func() error {
 		committed, err := e.admin.CommittedOffsets(e.ctx, e.group)
 		if err != nil {
 			return err
@@ -310,7 +336,7 @@ func (e *env) awaitCommitted(topics ...string) {
 			}
 		})
 		return err
-	})
+	}
 }
 
 // awaitMembers waits until the group is stable and has exactly these members.
@@ -401,6 +427,7 @@ func (e *env) judge() {
 	committed, err := e.admin.CommittedOffsets(e.ctx, e.group)
 	require.NoError(e.t, err)
 	e.history.FinalCommitted(committed)
+	e.tellLetters()
 	report := history.Check(e.history.Events(), e.rules)
 	history.Require(e.t, report)
 	e.t.Logf("history: %s", report)

@@ -108,7 +108,7 @@ func memberConfig(addrs []string, group, name string, topics kgroup.Topics, mode
 	}
 }
 
-// record has a member's attempts and commits told to a history.
+// record has a member's attempts, commits and dead letters told to a history.
 func record(cfg *kgroup.Config, log *history.Log, name string, settled *atomic.Int64) {
 	for topic, t := range cfg.Topics {
 		h := t.Handler
@@ -124,15 +124,15 @@ func record(cfg *kgroup.Config, log *history.Log, name string, settled *atomic.I
 		})
 		cfg.Topics[topic] = t
 	}
-	committed := cfg.Hooks.Commit
-	cfg.Hooks.Commit = func(offsets map[string]map[int32]int64, err error) {
-		if err == nil {
-			log.Committed(name, offsets)
-		}
-		if committed != nil {
-			committed(offsets, err)
-		}
-	}
+	cfg.Hooks = kgroup.JoinHooks(kgroup.Hooks{
+		Commit: func(offsets map[string]map[int32]int64, err error) {
+			if err == nil {
+				log.Committed(name, offsets)
+			}
+		},
+		DeadLetter: func(err *kgroup.HandlerError) { log.DeadLettered(name, err.Topic, err.Partition, err.Offset) },
+		Blocked:    func(err *kgroup.HandlerError) { log.Blocked(name, err.Topic, err.Partition, err.Offset) },
+	}, cfg.Hooks)
 }
 
 // ready waits for the member's first assignment.
@@ -205,24 +205,37 @@ func (m *member) ended() bool {
 // childEnv, when it is set, makes this test binary a member of a group.
 const childEnv = "KGROUP_E2E_CHILD"
 
-// A child is a member in a process of its own, to be killed.
+// A child is a member in a process of its own, to be killed, or to die of a message.
 type child struct {
-	e     *env
-	spec  childSpec
-	cmd   *exec.Cmd
-	alive io.Closer // its standard input: when that ends, so does the child
+	e      *env
+	spec   childSpec
+	cmd    *exec.Cmd
+	alive  io.Closer // its standard input: when that ends, so does the child
+	exited chan struct{}
+	err    error // how; read after exited
 }
 
 type childSpec struct {
 	Name, Group, Topic, History string
 	Brokers                     []string
 	Mode                        kgroup.Mode
+	Session                     time.Duration
+	DeadLetter                  string // empty: there is no such topic
 }
 
+// deadly is the value of a message that ends a child.
+const deadly = bad + ", and deadly"
+
+// deaths is after how many of them a message is deadly: a child's MaxAttempts.
+const deaths = 3
+
 // startChild runs a member with uneven handlers in another process.
-func (e *env) startChild(name, topic string) *child {
+func (e *env) startChild(name, topic string, change ...func(*childSpec)) *child {
 	e.t.Helper()
-	spec := childSpec{Name: name, Group: e.group, Topic: topic, History: e.file(name), Brokers: e.brokers.Addrs(), Mode: e.mode}
+	spec := childSpec{Name: name, Group: e.group, Topic: topic, History: e.file(name), Brokers: e.brokers.Addrs(), Mode: e.mode, Session: session}
+	for _, f := range change {
+		f(&spec)
+	}
 	text, err := json.Marshal(spec)
 	require.NoError(e.t, err)
 	cmd := exec.Command(os.Args[0]) //nolint:noctx // ended by the scenario, or with its standard input
@@ -231,7 +244,11 @@ func (e *env) startChild(name, topic string) *child {
 	alive, err := cmd.StdinPipe()
 	require.NoError(e.t, err)
 	require.NoError(e.t, cmd.Start())
-	c := &child{e: e, spec: spec, cmd: cmd, alive: alive}
+	c := &child{e: e, spec: spec, cmd: cmd, alive: alive, exited: make(chan struct{})}
+	go func() {
+		defer close(c.exited)
+		c.err = cmd.Wait()
+	}()
 	e.t.Cleanup(c.end)
 	return c
 }
@@ -261,7 +278,8 @@ func (c *child) handles(n int) {
 func (c *child) kill() {
 	c.e.t.Helper()
 	require.NoError(c.e.t, c.cmd.Process.Kill())
-	_ = c.cmd.Wait() // "signal: killed"
+	<-c.exited
+	require.ErrorContains(c.e.t, c.err, "killed", "%s was to live until now", c.spec.Name)
 	c.e.history.Killed(c.spec.Name)
 }
 
@@ -269,14 +287,40 @@ func (c *child) kill() {
 func (c *child) stop() {
 	c.e.t.Helper()
 	c.alive.Close()
-	require.NoError(c.e.t, c.cmd.Wait(), "%s ends", c.spec.Name)
+	receive(c.e, c.spec.Name+" to end", c.exited)
+	require.NoError(c.e.t, c.err, "%s ends", c.spec.Name)
 }
+
+// dies waits until the child has died of a message, or something else is so. It reports
+// which of the two.
+func (c *child) dies(or func() error) bool {
+	c.e.t.Helper()
+	dead := false
+	c.e.until(c.spec.Name+" to die, or not", func() error {
+		select {
+		case <-c.exited:
+			dead = true
+			return nil
+		default:
+			return or()
+		}
+	})
+	if dead {
+		require.Equal(c.e.t, exitDeadly, c.cmd.ProcessState.ExitCode(), "%s: %v", c.spec.Name, c.err)
+		c.e.history.Killed(c.spec.Name)
+	}
+	return dead
+}
+
+const exitDeadly = 2
 
 // end is for a child of a scenario that has failed.
 func (c *child) end() {
-	if c.cmd.ProcessState == nil {
+	select {
+	case <-c.exited:
+	default:
 		_ = c.cmd.Process.Kill()
-		_ = c.cmd.Wait()
+		<-c.exited
 	}
 }
 
@@ -292,7 +336,18 @@ func runChild(text string) int {
 		panic(err)
 	}
 	var settled atomic.Int64
-	cfg := memberConfig(spec.Brokers, spec.Group, spec.Name, on(spec.Topic, uneven(newRandom(spec.Name))), spec.Mode)
+	usual := uneven(newRandom(spec.Name))
+	cfg := memberConfig(spec.Brokers, spec.Group, spec.Name, kgroup.Topics{spec.Topic: {
+		Handler: kgroup.HandlerFunc(func(ctx context.Context, msg kgroup.Message) error {
+			if string(msg.Value) == deadly {
+				os.Exit(exitDeadly)
+			}
+			return usual(ctx, msg)
+		}),
+		DeadLetter: spec.DeadLetter,
+		Retry:      kgroup.Retry{MaxAttempts: deaths},
+	}}, spec.Mode)
+	cfg.SessionTimeout = spec.Session
 	record(&cfg, log, spec.Name, &settled)
 	consumer, err := kgroup.New(cfg)
 	if err != nil {

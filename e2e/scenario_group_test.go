@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -63,10 +64,35 @@ var scenarios = []scenario{
 
 	{name: "two topics", run: twoTopics, main: true},
 	{name: "resume after a restart", run: resume, main: true},
+	{name: "commit after every message", run: everyMessage},
 	{name: "more members than partitions", run: moreMembers},
 	{name: "newest, join before the first commit", run: newestJoin, main: true},
 	{name: "newest, session lost before the first commit", run: newestLost},
 	{name: "sarama-cluster and kgroup in one group", run: mixedGroup, not: noRawMembers},
+
+	{name: "one message in a hundred is bad", run: oneInAHundred, main: true},
+	{name: "retries longer than between two rebalances", run: retriesOutlastOwners},
+	{name: "shutdown during an attempt, with dead letters", run: shutdownInAttempt, main: true},
+	{name: "shutdown between two attempts, with dead letters", run: shutdownBetweenAttempts, main: true},
+	{name: "shutdown while a dead letter is written", run: shutdownInPublish, main: true},
+	{name: "shutdown while a dead letter cannot be written", run: shutdownInPublishForTooLong},
+	{name: "bad messages in every partition", run: badInEveryPartition},
+	{name: "everything fails for a while, under load", run: outage},
+	{name: "one of eight partitions held", run: heldLane},
+
+	{name: "message that ends the process", run: deadlyMessage(10), main: true, limit: 2 * time.Minute},
+	{name: "message that ends the process, the first one", run: deadlyMessage(0), limit: 2 * time.Minute},
+	{name: "message that ends the process, and is held", run: deadlyMessageHeld, limit: 2 * time.Minute},
+	{name: "killed again and again", run: killedAgainAndAgain, limit: 2 * time.Minute},
+	{name: "killed while it looks for a deadly message", run: killedWhileLooking, limit: 2 * time.Minute},
+
+	{name: "dead-letter topic without a leader", run: lettersWithoutLeader, disturbs: true, limit: 2 * time.Minute},
+	{name: "dead letters that are too large", run: lettersTooLarge},
+	{name: "dead letters that must not be written", run: lettersForbidden, secured: true},
+	{name: "dead letters as documented", run: lettersAsDocumented, main: true},
+	{name: "dead letters with timestamps of their topic", run: lettersStamped, not: noStamps},
+	{name: "dead-letter topic that does not exist", run: lettersNowhere},
+	{name: "dead-letter topics that match a pattern", run: lettersAndPatterns},
 
 	{name: "shutdown with handlers in flight", run: shutdownInFlight, main: true},
 	{name: "shutdown with a retry in backoff", run: shutdownInBackoff},
@@ -93,6 +119,7 @@ var scenarios = []scenario{
 var (
 	noRawMembers = map[string]string{"4.0.0": "it refuses sarama-cluster's JoinGroup (D26)"}
 	nothingHangs = map[string]string{embeddedTarget.name: "it cannot hang, only refuse"}
+	noStamps     = map[string]string{embeddedTarget.name: "it knows the setting (LogAppendTime), and does not act on it"}
 )
 
 // Two topics with a handler each: every message reaches the right one.
@@ -373,4 +400,39 @@ func mixedGroup(e *env) {
 	a.owns(2)
 	load.stop(100)
 	e.awaitCommitted()
+}
+
+// On a topic where little comes, a commit does not wait for anything, a fetch above all.
+func everyMessage(e *env) {
+	topic := e.topic(1)
+	var mu sync.Mutex
+	returned := map[int64]time.Time{}
+	var took []time.Duration
+	a := e.start("a", on(topic, func(_ context.Context, msg kgroup.Message) error {
+		mu.Lock()
+		defer mu.Unlock()
+		returned[msg.Offset+1] = time.Now()
+		return nil
+	}), func(c *kgroup.Config) {
+		c.CommitInterval = kgroup.CommitEveryMessage
+		c.Hooks.Commit = func(offsets map[string]map[int32]int64, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if at, ok := returned[offsets[topic][0]]; ok && err == nil {
+				took = append(took, time.Since(at))
+			}
+		}
+	})
+	for n := range int64(50) {
+		e.produce(topic, 1)
+		a.handled(n + 1)
+	}
+	e.awaitCommitted()
+	mu.Lock()
+	defer mu.Unlock()
+	slices.Sort(took)
+	require.NotEmpty(e.t, took)
+	median := took[len(took)/2]
+	e.t.Logf("commits took %v at the median", median.Round(10*time.Microsecond))
+	assert.Less(e.t, median, 200*time.Millisecond, "less than the fetch's wait, also on a busy machine")
 }

@@ -18,25 +18,37 @@ type Verdict string
 // The verdicts.
 const (
 	// Lost: a committed offset passes a message, although up to then no attempt of
-	// it had returned nil and no dead letter was acknowledged.
+	// it had returned nil and no dead letter was acknowledged. With Rules.Letters
+	// also: a member says that there is a dead letter, and there is none.
 	Lost Verdict = "lost"
 
 	// Unhandled: at the end, with Rules.AllHandled, a message is not settled,
-	// and no commit has passed it either.
+	// and no commit has passed it either. With Rules.Letters also: a message is bad,
+	// and there is no dead letter of it.
 	Unhandled Verdict = "unhandled"
 
 	// Repeated: an attempt begins, in any member, after an attempt of the same
-	// message has returned nil. It is excused by a Killed, SessionLost or Outlived
-	// of the member whose nil it was, if that came before the repeat and no
-	// acknowledged commit had passed the message.
+	// message has returned nil, or it has become a dead letter. It is excused by a
+	// Killed, SessionLost or Outlived of the member that had settled it, if that came
+	// before the repeat and no acknowledged commit had passed the message.
 	Repeated Verdict = "repeated"
+
+	// TwoLetters: there is more than one dead letter of a message. Excused by a
+	// Killed, SessionLost or Outlived of any member since its first attempt.
+	TwoLetters Verdict = "two letters"
+
+	// WrongLetter: with Rules.Letters, there is a dead letter of a message that is
+	// not bad, or that was never produced.
+	WrongLetter Verdict = "wrong letter"
 
 	// OrderBroken: a message is handled although an earlier one is not settled:
 	// one of the same partition, or with several workers one of the same key. It
 	// counts each message that was overtaken, in any member, once. Messages that
 	// are never attempted are not overtaken: they are lost or unhandled. Also
-	// broken is order when excused repeats go backwards, and when one member
-	// handles two messages of one order, or one message twice, at once.
+	// broken is order when excused repeats go backwards, when one member
+	// handles two messages of one order, or one message twice, at once, and when the
+	// dead letters of one order do not lie in it, or those of one key not in one
+	// partition.
 	OrderBroken Verdict = "order broken"
 
 	// TwoOwners: attempts on one partition by two members overlap in time.
@@ -56,7 +68,7 @@ const (
 	Malformed Verdict = "malformed"
 )
 
-var verdicts = []Verdict{Lost, Unhandled, Repeated, OrderBroken, TwoOwners, NeverProduced, Uncommitted, Malformed}
+var verdicts = []Verdict{Lost, Unhandled, Repeated, TwoLetters, WrongLetter, OrderBroken, TwoOwners, NeverProduced, Uncommitted, Malformed}
 
 // Rules say what a scenario may expect beyond the promises that always hold.
 type Rules struct {
@@ -70,6 +82,10 @@ type Rules struct {
 	// AllCommitted: all members ended in good order, so what they had settled
 	// should be committed. Needs [Log.FinalCommitted].
 	AllCommitted bool
+
+	// Letters: every dead letter that there is was told ([Log.Letter]), and every
+	// message that should be one ([Log.Bad]).
+	Letters bool
 
 	// Tolerance is how far the clocks of two members may differ. Events of two
 	// members that are closer together are not held against anybody. Zero is right
@@ -85,12 +101,15 @@ func Check(events []Event, rules Rules) Report {
 	c.read()
 	for _, id := range slices.SortedFunc(maps.Keys(c.lanes), laneID.compare) {
 		l := c.lanes[id]
+		c.findUntold(l)
 		c.checkProduced(l)
 		c.checkCommits(l)
 		c.checkEnd(l)
 		c.checkRepeats(l)
 		c.checkOrder(l)
 		c.checkOwners(l)
+		c.checkLetters(l)
+		c.checkLetterOrder(l)
 	}
 	return c.report()
 }
@@ -121,6 +140,9 @@ type lane struct {
 	attempts []*attempt      // by their begin
 	settled  map[int64]Event // the first nil or dead letter of an offset
 	commits  []Event         // Committed and FinalCommitted
+	bad      map[int64]bool
+	buried   []Event           // DeadLettered
+	letters  map[int64][]Event // by the message's offset
 }
 
 // owed returns the offsets that the group owes an attempt, sorted.
@@ -194,8 +216,20 @@ func (c *checker) read() {
 			if a.nil() {
 				c.settle(e)
 			}
+		case Bad:
+			c.lane(e).bad[e.Offset] = true
 		case DeadLettered:
+			l := c.lane(e)
+			l.buried = append(l.buried, e)
 			c.settle(e)
+		case Letter:
+			if e.Place == nil {
+				c.malformed(e, "it lies nowhere")
+				continue
+			}
+			l := c.lane(e)
+			l.letters[e.Offset] = append(l.letters[e.Offset], e)
+		case Blocked:
 		case Committed, FinalCommitted:
 			l := c.lane(e)
 			l.commits = append(l.commits, e)
@@ -238,7 +272,7 @@ func (c *checker) lane(e Event) *lane {
 	id := laneID{e.Topic, e.Partition}
 	l := c.lanes[id]
 	if l == nil {
-		l = &lane{laneID: id, produced: map[int64]bool{}, settled: map[int64]Event{}}
+		l = &lane{laneID: id, produced: map[int64]bool{}, settled: map[int64]Event{}, bad: map[int64]bool{}, letters: map[int64][]Event{}}
 		c.lanes[id] = l
 	}
 	return l
@@ -280,7 +314,7 @@ func (c *checker) checkCommits(l *lane) {
 	for _, commit := range l.commits {
 		passed, _ := slices.BinarySearch(owed, commit.Offset)
 		for _, o := range owed[:passed] {
-			if s, ok := l.settled[o]; !ok || !c.precedes(s, commit) {
+			if s, ok := l.settled[o]; !ok || !c.precedes(s.untold(), commit) {
 				c.add(Lost, false, o, commit, "the committed offset %d passes it, and no attempt had returned nil", commit.Offset)
 			}
 		}
@@ -313,20 +347,27 @@ func (c *checker) checkEnd(l *lane) {
 
 func (c *checker) checkRepeats(l *lane) {
 	for _, r := range c.repeats(l) {
-		c.add(Repeated, r.excused, r.attempt.begin.Offset, r.attempt.begin, "%s begins it after %s has returned nil%s", r.attempt.begin.Member, r.first.begin.Member, r.why)
+		did := "returned nil"
+		if r.first.end.Kind == DeadLettered {
+			did = "made it a dead letter"
+		}
+		c.add(Repeated, r.excused, r.attempt.begin.Offset, r.attempt.begin, "%s begins it after %s has %s%s", r.attempt.begin.Member, r.first.begin.Member, did, r.why)
 	}
 }
 
 type repeat struct {
 	attempt *attempt
-	first   *attempt // the attempt that it repeats; the one without an excuse if there is one
+	first   *attempt // what had settled it; what has no excuse if there is such
 	excused bool
 	why     string
 }
 
 func (c *checker) repeats(l *lane) []repeat {
 	var repeats []repeat
-	done := map[int64][]*attempt{} // earlier attempts that returned nil
+	done := map[int64][]*attempt{} // what has settled a message
+	for _, e := range l.buried {
+		done[e.Offset] = append(done[e.Offset], &attempt{begin: e, end: e})
+	}
 	committed := highest(l.commits)
 	for _, b := range l.attempts {
 		var r *repeat

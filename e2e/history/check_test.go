@@ -15,6 +15,7 @@ type script struct {
 	events   []Event
 	attempts map[string]uint64 // open ones by member and offset
 	last     uint64
+	letters  int64
 	keys     map[int64]string
 }
 
@@ -71,6 +72,29 @@ func (s *script) commit(member string, offset int64) {
 
 func (s *script) final(offset int64) { s.add(Event{Kind: FinalCommitted, Offset: offset}) }
 
+// bad produces messages that are bad.
+func (s *script) bad(offsets ...int64) {
+	s.produced(offsets...)
+	for _, o := range offsets {
+		s.add(Event{Kind: Bad, Offset: o})
+	}
+}
+
+// bury makes a message a dead letter that is the next one of a partition.
+func (s *script) bury(member string, offset int64, in int32) {
+	s.letter(offset, in)
+	s.add(Event{Kind: DeadLettered, Member: member, Offset: offset})
+}
+
+func (s *script) letter(offset int64, in int32) {
+	e := Event{Kind: Letter, Offset: offset, Place: &Place{"t.dlq", in, s.letters}}
+	if key, ok := s.keys[offset]; ok {
+		e.Key = []byte(key)
+	}
+	s.letters++
+	s.add(e)
+}
+
 func (s *script) tell(kind Kind, member string) { s.add(Event{Kind: kind, Member: member}) }
 
 // told gives findings the form of this file's tables.
@@ -86,6 +110,7 @@ func told(findings []Finding) []string {
 func TestCheck(t *testing.T) {
 	all := Rules{AllHandled: true, AllCommitted: true}
 	keys := Rules{Workers: map[string]int{"t": 4}}
+	letters := Rules{AllHandled: true, AllCommitted: true, Letters: true}
 	tests := []struct {
 		name    string
 		rules   Rules
@@ -134,6 +159,71 @@ func TestCheck(t *testing.T) {
 			s.ok("a", 1)
 			s.commit("a", 2)
 			s.final(2)
+		}, nil, nil},
+		{"dead letters", letters, func(s *script) {
+			s.produced(0, 2, 4)
+			s.bad(1, 3)
+			s.ok("a", 0)
+			s.fail("a", 1)
+			s.add(Event{Kind: Blocked, Member: "a", Offset: 1})
+			s.bury("a", 1, 0)
+			s.ok("a", 2)
+			s.fail("a", 3)
+			s.commit("a", 3)
+			s.fail("b", 3)
+			s.bury("b", 3, 0)
+			s.ok("b", 4)
+			s.commit("b", 5)
+			s.final(5)
+		}, nil, nil},
+		{"a dead letter is told a moment after the commit that passes it", letters, func(s *script) {
+			s.bad(0)
+			s.fail("a", 0)
+			s.letter(0, 0)
+			s.commit("a", 1)
+			s.add(Event{Kind: DeadLettered, Member: "a"})
+			s.final(1)
+		}, nil, nil},
+		{"crash: a dead letter that was not committed is written again", letters, func(s *script) {
+			s.bad(0, 1)
+			s.fail("a", 0)
+			s.bury("a", 0, 0)
+			s.fail("a", 1)
+			s.bury("a", 1, 0)
+			s.tell(Killed, "a")
+			s.fail("b", 0)
+			s.bury("b", 0, 0)
+			s.fail("b", 1)
+			s.bury("b", 1, 0)
+			s.commit("b", 2)
+			s.final(2)
+		}, nil, []string{"repeated 0", "repeated 1", "two letters 0", "two letters 1"}},
+		{"crash: between the letter and its word, and after the commit", letters, func(s *script) {
+			s.bad(0)
+			s.produced(1)
+			s.fail("a", 0)
+			s.letter(0, 0)
+			s.commit("a", 1)
+			s.tell(Killed, "a")
+			s.ok("b", 1)
+			s.commit("b", 2)
+			s.final(2)
+		}, nil, nil},
+		{"dead letters keep the order of each key", Rules{Letters: true, Workers: keys.Workers}, func(s *script) {
+			s.keys = map[int64]string{0: "x", 1: "y", 2: "x", 3: "y"} // 4 and 5 have none
+			s.bad(0, 1, 2, 3, 4, 5)
+			s.fail("a", 1)
+			s.fail("a", 0)
+			s.fail("a", 5)
+			s.fail("a", 4)
+			s.bury("a", 1, 1)
+			s.bury("a", 5, 0)
+			s.bury("a", 0, 0)
+			s.bury("a", 4, 0)
+			s.fail("a", 3)
+			s.fail("a", 2)
+			s.bury("a", 3, 1)
+			s.bury("a", 2, 0)
 		}, nil, nil},
 		{"a later start", all, func(s *script) {
 			s.produced(0, 1, 2)
@@ -413,6 +503,122 @@ func TestCheck(t *testing.T) {
 			s.ok("a", 1)
 			s.final(0)
 		}, nil, nil},
+		{"lost: committed before the dead letter was acknowledged", letters, func(s *script) {
+			s.bad(0)
+			s.fail("a", 0)
+			s.commit("a", 1)
+			s.bury("a", 0, 0)
+			s.final(1)
+			s.events[len(s.events)-2].At += telling.Nanoseconds()
+			s.events[len(s.events)-1].At += telling.Nanoseconds()
+		}, []string{"lost 0"}, nil},
+		{"lost: a dead letter that is not there", letters, func(s *script) {
+			s.bad(0)
+			s.fail("a", 0)
+			s.add(Event{Kind: DeadLettered, Member: "a"})
+			s.commit("a", 1)
+			s.final(1)
+		}, []string{"lost 0"}, nil},
+		{"lost: a dead letter that nobody speaks of, and nobody has died", letters, func(s *script) {
+			s.bad(0)
+			s.fail("a", 0)
+			s.letter(0, 0)
+			s.commit("a", 1)
+			s.final(1)
+		}, []string{"lost 0"}, nil},
+		{"unhandled: bad, and no dead letter", letters, func(s *script) {
+			s.bad(0, 1)
+			s.ok("a", 0)
+			s.fail("a", 1)
+			s.commit("a", 1)
+			s.final(1)
+		}, []string{"unhandled 0", "unhandled 1"}, nil},
+		{"repeated after a dead letter", letters, func(s *script) {
+			s.bad(0)
+			s.fail("a", 0)
+			s.bury("a", 0, 0)
+			s.fail("b", 0)
+			s.commit("b", 1)
+			s.final(1)
+		}, []string{"repeated 0"}, nil},
+		{"repeated after a dead letter, and the commit was acknowledged", letters, func(s *script) {
+			s.bad(0)
+			s.fail("a", 0)
+			s.bury("a", 0, 0)
+			s.commit("a", 1)
+			s.tell(Killed, "a")
+			s.fail("b", 0)
+			s.final(1)
+		}, []string{"repeated 0"}, nil},
+		{"two letters", letters, func(s *script) {
+			s.bad(0)
+			s.tell(Killed, "b") // before
+			s.fail("a", 0)
+			s.bury("a", 0, 0)
+			s.bury("a", 0, 1)
+			s.commit("a", 1)
+			s.final(1)
+		}, []string{"two letters 0"}, nil},
+		{"wrong letter", letters, func(s *script) {
+			s.produced(0, 1)
+			s.fail("a", 0)
+			s.bury("a", 0, 0)
+			s.ok("a", 1)
+			s.letter(1, 0)
+			s.letter(7, 0) // never produced
+			s.commit("a", 2)
+			s.final(2)
+		}, []string{"wrong letter 0", "wrong letter 1", "wrong letter 7"}, nil},
+		{"nothing is asked of letters that may not be all", all, func(s *script) {
+			s.produced(0, 1)
+			s.fail("a", 0)
+			s.bury("a", 0, 0)
+			s.fail("a", 1)
+			s.add(Event{Kind: DeadLettered, Member: "a", Offset: 1})
+			s.commit("a", 2)
+			s.final(2)
+		}, nil, nil},
+		{"order: a bad message is overtaken while its letter is being written", letters, func(s *script) {
+			s.bad(0)
+			s.produced(1)
+			s.fail("a", 0)
+			s.ok("a", 1)
+			s.bury("a", 0, 0)
+			s.commit("a", 2)
+			s.final(2)
+		}, []string{"order broken 0"}, nil},
+		{"order of dead letters", Rules{Letters: true}, func(s *script) {
+			s.bad(0, 1, 2)
+			s.fail("a", 0)
+			s.fail("a", 1)
+			s.fail("a", 2)
+			s.bury("a", 1, 0)
+			s.bury("a", 0, 1) // of another partition: there is no order between them
+			s.letter(2, 1)
+			s.events[len(s.events)-1].Place.Offset = 0
+		}, []string{"order broken 0", "order broken 1", "order broken 2"}, nil},
+		{"order of the dead letters of a key", Rules{Letters: true, Workers: keys.Workers}, func(s *script) {
+			s.keys = map[int64]string{0: "x", 1: "y", 2: "x"}
+			s.bad(0, 1, 2)
+			for o := range int64(3) {
+				s.fail("a", o)
+				s.add(Event{Kind: DeadLettered, Member: "a", Offset: o})
+			}
+			s.letter(2, 0)
+			s.letter(1, 0)
+			s.letter(0, 0)
+		}, []string{"order broken 2"}, nil},
+		{"order: the dead letters of a key lie in two partitions", letters, func(s *script) {
+			s.keys = map[int64]string{0: "x", 1: "x"}
+			s.bad(0, 1)
+			s.fail("a", 0)
+			s.bury("a", 0, 0)
+			s.fail("a", 1)
+			s.bury("a", 1, 1)
+			s.commit("a", 2)
+			s.final(2)
+		}, []string{"order broken 1"}, nil},
+		{"malformed: a letter that lies nowhere", Rules{}, func(s *script) { s.add(Event{Kind: Letter}) }, []string{"malformed 0"}, nil},
 		{"malformed: an end without a begin", Rules{}, func(s *script) {
 			s.produced(0)
 			s.end("a", 0, "")

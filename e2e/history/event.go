@@ -38,7 +38,10 @@ const (
 	NotOwed        Kind = "not owed"        // nobody owes the group the records before Offset
 	Begin          Kind = "begin"           // an attempt to handle a message
 	End            Kind = "end"             // its result
-	DeadLettered   Kind = "dead-lettered"   // the dead letter was acknowledged
+	Bad            Kind = "bad"             // nobody can handle a message: it is to become a dead letter
+	DeadLettered   Kind = "dead-lettered"   // a member says that the dead letter was acknowledged
+	Letter         Kind = "letter"          // a dead letter, as it lies in its topic
+	Blocked        Kind = "blocked"         // a member says that a message keeps its partition from going on
 	Committed      Kind = "committed"       // a commit was acknowledged
 	FinalCommitted Kind = "final committed" // a committed offset, read from the broker at the end
 	Killed         Kind = "killed"          // a member's process has ended without any order
@@ -61,6 +64,7 @@ type Event struct {
 	Key       []byte `json:"key"`               // nil: the record has none
 	Attempt   uint64 `json:"attempt,omitempty"` // pairs Begin and End of a member
 	Err       string `json:"err,omitempty"`     // of End; empty: the handler returned nil
+	Place     *Place `json:"place,omitempty"`   // of Letter
 }
 
 func (e Event) String() string {
@@ -83,6 +87,8 @@ func (e Event) String() string {
 		b.WriteString(": nil")
 	case e.Kind == End:
 		fmt.Fprintf(&b, ": %s", e.Err)
+	case e.Place != nil:
+		fmt.Fprintf(&b, ": %s", e.Place)
 	}
 	return b.String()
 }
@@ -206,10 +212,30 @@ func (l *Log) Handle(member, topic string, partition int32, offset int64, key []
 	return handle()
 }
 
-// DeadLettered tells that the broker has acknowledged the dead letter of a
-// message, which settles it.
+// Bad tells that nobody can handle a message: with [Rules.Letters] it must become a
+// dead letter, and no other may.
+func (l *Log) Bad(topic string, partition int32, offset int64) {
+	l.add(Event{Kind: Bad, Topic: topic, Partition: partition, Offset: offset})
+}
+
+// DeadLettered tells that a member says of a message that the broker has acknowledged
+// its dead letter, which settles it. It must be told before the member handles the
+// partition's next message; a commit that passes the message may be told a moment
+// earlier.
 func (l *Log) DeadLettered(member, topic string, partition int32, offset int64) {
 	l.add(Event{Kind: DeadLettered, Member: member, Topic: topic, Partition: partition, Offset: offset})
+}
+
+// Blocked tells that a member says of a message that it keeps its partition from going on.
+// It is not judged.
+func (l *Log) Blocked(member, topic string, partition int32, offset int64) {
+	l.add(Event{Kind: Blocked, Member: member, Topic: topic, Partition: partition, Offset: offset})
+}
+
+// Letter tells of a dead letter that an independent client has read, and which message
+// it says that it is of. When it is told does not matter.
+func (l *Log) Letter(topic string, partition int32, offset int64, key []byte, at Place) {
+	l.add(Event{Kind: Letter, Topic: topic, Partition: partition, Offset: offset, Key: key, Place: &at})
 }
 
 // Committed tells that the broker has acknowledged a member's commit. Tell it

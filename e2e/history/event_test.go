@@ -39,7 +39,10 @@ func record(l *Log) {
 	l.NotOwed("t", 1, 1)
 	l.Begin("a", "t", 1, 2, []byte("")).End(errors.New("no"))
 	_ = l.Handle("a", "t", 1, 2, nil, func() error { return nil })
+	l.Bad("t", 1, 2)
+	l.Blocked("a", "t", 1, 2)
 	l.DeadLettered("a", "t", 1, 2)
+	l.Letter("t", 1, 2, []byte("k"), Place{"t.dlq", 3, 4})
 	l.Committed("a", map[string]map[int32]int64{"t": {1: 3, 0: 4}})
 	l.SessionLost("a")
 	l.SessionBack("a")
@@ -55,7 +58,10 @@ var recorded = []Event{
 	{Kind: End, Member: "a", Topic: "t", Partition: 1, Offset: 2, Key: []byte(""), Attempt: 1, Err: "no"},
 	{Kind: Begin, Member: "a", Topic: "t", Partition: 1, Offset: 2, Attempt: 2},
 	{Kind: End, Member: "a", Topic: "t", Partition: 1, Offset: 2, Attempt: 2},
+	{Kind: Bad, Topic: "t", Partition: 1, Offset: 2},
+	{Kind: Blocked, Member: "a", Topic: "t", Partition: 1, Offset: 2},
 	{Kind: DeadLettered, Member: "a", Topic: "t", Partition: 1, Offset: 2},
+	{Kind: Letter, Topic: "t", Partition: 1, Offset: 2, Key: []byte("k"), Place: &Place{"t.dlq", 3, 4}},
 	{Kind: Committed, Member: "a", Topic: "t", Partition: 0, Offset: 4},
 	{Kind: Committed, Member: "a", Topic: "t", Partition: 1, Offset: 3},
 	{Kind: SessionLost, Member: "a"},

@@ -25,6 +25,7 @@ type simulation struct {
 	members int // how many names have been used
 	ids     uint64
 	lanes   []*simLane
+	letters map[int32]int64 // by partition
 }
 
 type simLane struct {
@@ -37,6 +38,8 @@ type simLane struct {
 type simMessage struct {
 	offset  int64
 	key     []byte
+	bad     bool   // every attempt fails, and after the second it becomes a dead letter
+	tries   int    // that have failed, for the owner
 	done    bool   // for the owner
 	saved   bool   // done, and in the last acknowledged commit, be it in its metadata
 	attempt uint64 // by the owner; zero: none
@@ -44,24 +47,31 @@ type simMessage struct {
 
 // simulate returns the events of a whole run, and its rules.
 func simulate(seed uint64, workers int) ([]Event, Rules) {
-	s := &simulation{Rand: rand.New(rand.NewPCG(seed, 0)), workers: workers}
+	s := &simulation{Rand: rand.New(rand.NewPCG(seed, 0)), workers: workers, letters: map[int32]int64{}}
 	for p := range 1 + s.IntN(3) {
 		l := &simLane{partition: int32(p), owner: s.member()}
 		offset := int64(s.IntN(3))
-		for range 1 + s.IntN(30) {
-			m := &simMessage{offset: offset}
+		for range 1 + s.IntN(60) {
+			m := &simMessage{offset: offset, bad: s.IntN(3) == 0}
 			if s.IntN(4) > 0 {
 				m.key = fmt.Append(nil, s.IntN(5))
 			}
 			l.messages = append(l.messages, m)
 			s.tell(l, Event{Kind: Produced, Offset: m.offset, Key: m.key})
+			if m.bad {
+				s.tell(l, Event{Kind: Bad, Offset: m.offset})
+			}
 			offset += 1 + int64(s.IntN(8)/7*s.IntN(5)) // now and then a gap
 		}
 		s.lanes = append(s.lanes, l)
 	}
-	for range 250 {
+	for step := range 500 {
 		l := s.lanes[s.IntN(len(s.lanes))]
-		switch s.IntN(40) {
+		what := s.IntN(40)
+		if step > 200 && what < 3 {
+			what = 0 // in the end nothing happens that excuses anything
+		}
+		switch what {
 		case 0:
 			s.rebalance(l)
 		case 1:
@@ -75,7 +85,7 @@ func simulate(seed uint64, workers int) ([]Event, Rules) {
 		}
 	}
 	s.finish()
-	return s.events, Rules{Workers: map[string]int{"t": workers}, AllHandled: true, AllCommitted: true}
+	return s.events, Rules{Workers: map[string]int{"t": workers}, AllHandled: true, AllCommitted: true, Letters: true}
 }
 
 func (s *simulation) member() string {
@@ -141,11 +151,20 @@ func (s *simulation) work(l *simLane, fails bool) {
 
 func (s *simulation) end(l *simLane, m *simMessage, fails bool) {
 	e := Event{Kind: End, Member: l.owner, Offset: m.offset, Attempt: m.attempt}
+	fails = fails || m.bad
 	if fails {
 		e.Err = "no"
 	}
 	m.done, m.attempt = !fails, 0
 	s.tell(l, e)
+	if m.tries++; !m.bad || m.tries < 2 {
+		return
+	}
+	m.done = true
+	place := &Place{"t.dlq", l.partition, s.letters[l.partition]}
+	s.letters[l.partition]++
+	s.tell(l, Event{Kind: Letter, Offset: m.offset, Key: m.key, Place: place})
+	s.tell(l, Event{Kind: DeadLettered, Member: l.owner, Offset: m.offset})
 }
 
 func (l *simLane) frontier() int64 {
@@ -189,7 +208,7 @@ func (s *simulation) crash(member string) {
 func (s *simulation) takeOver(l *simLane) {
 	l.owner = s.member()
 	for _, m := range l.messages {
-		m.attempt = 0
+		m.attempt, m.tries = 0, 0
 		m.done = m.saved
 	}
 }
@@ -206,7 +225,7 @@ func (s *simulation) freeze(member string) {
 		var running []*simMessage
 		for _, m := range l.messages {
 			if m.attempt != 0 {
-				running = append(running, &simMessage{offset: m.offset, attempt: m.attempt})
+				running = append(running, &simMessage{offset: m.offset, bad: m.bad, attempt: m.attempt})
 			}
 		}
 		s.takeOver(l)
@@ -236,10 +255,12 @@ func (s *simulation) finish() {
 type fault func(r *rand.Rand, events []Event, rules Rules) (bad []Event, at Event, ok bool)
 
 var faults = map[Verdict][]fault{
-	Lost:          {neverSettled, committedEarly},
-	Unhandled:     {producedMore},
-	Repeated:      {repeatedAfterAll, repeatedAtOnce, repeatedAlthoughCommitted},
-	OrderBroken:   {overtaken},
+	Lost:          {neverSettled, committedEarly, noLetter},
+	Unhandled:     {producedMore, badAndHandled},
+	Repeated:      {repeatedAfterAll, repeatedAtOnce, repeatedAlthoughCommitted, repeatedAfterLetter},
+	TwoLetters:    {letterTwice},
+	WrongLetter:   {letterOfGood, letterOfNothing},
+	OrderBroken:   {overtaken, lettersSwapped, lettersApart},
 	TwoOwners:     {intruder},
 	NeverProduced: {notProduced},
 	Uncommitted:   {committedShort},
@@ -352,6 +373,110 @@ func committedShort(r *rand.Rand, events []Event, _ Rules) ([]Event, Event, bool
 	i, ok := pick(r, events, func(i int) bool { return events[i].Kind == FinalCommitted })
 	events[i].Offset--
 	return events, events[i], ok
+}
+
+// theLetter picks a message that became a dead letter once.
+func theLetter(r *rand.Rand, events []Event, fits func(e Event) bool) (int, bool) {
+	return pick(r, events, func(i int) bool {
+		n := 0
+		for _, e := range events {
+			if e.Kind == Letter && same(e, events[i]) {
+				n++
+			}
+		}
+		return events[i].Kind == Letter && n == 1 && fits(events[i])
+	})
+}
+
+// undisturbed reports whether nothing happened since a message's first attempt that
+// excuses anything.
+func undisturbed(events []Event, e Event) bool {
+	first := slices.IndexFunc(events, func(x Event) bool { return x.Kind == Begin && same(x, e) })
+	return !slices.ContainsFunc(events[first:], func(x Event) bool { return x.Kind == Killed || x.Kind == SessionBack })
+}
+
+func noLetter(r *rand.Rand, events []Event, _ Rules) ([]Event, Event, bool) {
+	i, ok := theLetter(r, events, func(Event) bool { return true })
+	if !ok {
+		return nil, Event{}, false
+	}
+	e := events[i]
+	return slices.Delete(events, i, i+1), e, true
+}
+
+func badAndHandled(r *rand.Rand, events []Event, _ Rules) ([]Event, Event, bool) {
+	buried := func(e Event) bool {
+		return slices.ContainsFunc(events, func(x Event) bool { return x.Kind == Bad && same(x, e) })
+	}
+	i, ok := pick(r, events, func(i int) bool { return is(events[i], End) && !buried(events[i]) })
+	if !ok {
+		return nil, Event{}, false
+	}
+	e := events[i]
+	e.Kind = Bad
+	return append(events, e), e, true
+}
+
+func repeatedAfterLetter(r *rand.Rand, events []Event, _ Rules) ([]Event, Event, bool) {
+	i, ok := theLetter(r, events, func(e Event) bool { return undisturbed(events, e) })
+	if !ok {
+		return nil, Event{}, false
+	}
+	return append(events, attempted(events[i], "late", events[len(events)-1].At, "no")...), events[i], true
+}
+
+func letterTwice(r *rand.Rand, events []Event, _ Rules) ([]Event, Event, bool) {
+	i, ok := theLetter(r, events, func(e Event) bool { return undisturbed(events, e) })
+	if !ok {
+		return nil, Event{}, false
+	}
+	again := events[i]
+	again.Place = &Place{"t.dlq", again.Partition, 1 << 40}
+	return append(events, again), again, true
+}
+
+func letterOfGood(r *rand.Rand, events []Event, _ Rules) ([]Event, Event, bool) {
+	i, ok := pick(r, events, func(i int) bool { return is(events[i], End) })
+	e := events[i]
+	e.Kind, e.Place = Letter, &Place{"t.dlq", e.Partition, 1 << 40}
+	return append(events, e), e, ok
+}
+
+func letterOfNothing(_ *rand.Rand, events []Event, _ Rules) ([]Event, Event, bool) {
+	e := Event{Kind: Letter, Topic: "t", Offset: 1 << 40, Place: &Place{"t.dlq", 0, 1 << 40}}
+	return append(events, e), e, true
+}
+
+// successors picks two messages of one key, or of one partition, that became dead
+// letters once each, and after which nothing happened.
+func successors(r *rand.Rand, events []Event, key bool) (early, late int, ok bool) {
+	late, ok = theLetter(r, events, func(e Event) bool {
+		var found bool
+		early, found = theLetter(r, events, func(x Event) bool {
+			return x.Partition == e.Partition && x.Offset < e.Offset && undisturbed(events, x) &&
+				(!key || x.Key != nil && string(x.Key) == string(e.Key))
+		})
+		return found
+	})
+	return early, late, ok
+}
+
+func lettersSwapped(r *rand.Rand, events []Event, rules Rules) ([]Event, Event, bool) {
+	early, late, ok := successors(r, events, rules.Workers["t"] > 1)
+	if !ok {
+		return nil, Event{}, false
+	}
+	events[early].Place, events[late].Place = events[late].Place, events[early].Place
+	return events, events[late], true
+}
+
+func lettersApart(r *rand.Rand, events []Event, _ Rules) ([]Event, Event, bool) {
+	_, late, ok := successors(r, events, true)
+	if !ok {
+		return nil, Event{}, false
+	}
+	events[late].Place = &Place{"t.dlq", 99, 0}
+	return events, events[late], true
 }
 
 func FuzzCheck(f *testing.F) {

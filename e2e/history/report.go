@@ -29,8 +29,8 @@ func (f Finding) String() string {
 // A Report is the result of [Check].
 type Report struct {
 	// What the history holds: records, attempts, settled messages, commits
-	// acknowledged for a partition.
-	Produced, Attempts, Settled, Commits int
+	// acknowledged for a partition, dead letters.
+	Produced, Attempts, Settled, Commits, Letters int
 
 	Findings []Finding // broken promises, by partition
 	Excused  []Finding // what would be one, had nothing happened that excuses it
@@ -44,6 +44,9 @@ func (c *checker) report() Report {
 		r.Produced += len(l.produced)
 		r.Attempts += len(l.attempts)
 		r.Settled += len(l.settled)
+		for _, letters := range l.letters {
+			r.Letters += len(letters)
+		}
 		for _, e := range l.commits {
 			if e.Kind == Committed {
 				r.Commits++
@@ -81,6 +84,9 @@ const (
 func (r Report) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d produced, %d attempts, %d settled, %d commits", r.Produced, r.Attempts, r.Settled, r.Commits)
+	if r.Letters > 0 {
+		fmt.Fprintf(&b, ", %d dead letters", r.Letters)
+	}
 	for _, v := range verdicts {
 		if n, m := r.Count(v), r.CountExcused(v); n+m > 0 {
 			fmt.Fprintf(&b, "; %d %s", n, v)

@@ -1,6 +1,6 @@
 package kafka
 
-// Who may read what, on brokers with an authorizer.
+// Who may read and write what, on brokers with an authorizer.
 
 import (
 	"context"
@@ -23,8 +23,18 @@ const anonymous = "User:ANONYMOUS"
 // The authorizer must be one that lets everybody do what no ACL mentions, as
 // [Security] has it.
 func (a *Admin) RestrictTopic(ctx context.Context, topic string, principals ...string) error {
-	if err := a.restrict(ctx, kmsg.ACLResourceTypeTopic, topic, principals); err != nil {
+	if err := a.restrict(ctx, kadm.OpRead, kmsg.ACLResourceTypeTopic, topic, principals); err != nil {
 		return fmt.Errorf("restrict topic %s to %v: %w", topic, principals, err)
+	}
+	return nil
+}
+
+// RestrictWriters lets none but the given principals write to a topic: see
+// [Admin.RestrictTopic]. The others may not read it either, unless there is an ACL that
+// says so.
+func (a *Admin) RestrictWriters(ctx context.Context, topic string, principals ...string) error {
+	if err := a.restrict(ctx, kadm.OpWrite, kmsg.ACLResourceTypeTopic, topic, principals); err != nil {
+		return fmt.Errorf("restrict writers of topic %s to %v: %w", topic, principals, err)
 	}
 	return nil
 }
@@ -32,21 +42,21 @@ func (a *Admin) RestrictTopic(ctx context.Context, topic string, principals ...s
 // RestrictGroup lets none but the given principals be members of a group: see
 // [Admin.RestrictTopic].
 func (a *Admin) RestrictGroup(ctx context.Context, group string, principals ...string) error {
-	if err := a.restrict(ctx, kmsg.ACLResourceTypeGroup, group, principals); err != nil {
+	if err := a.restrict(ctx, kadm.OpRead, kmsg.ACLResourceTypeGroup, group, principals); err != nil {
 		return fmt.Errorf("restrict group %s to %v: %w", group, principals, err)
 	}
 	return nil
 }
 
-// restrict makes one the list of those who may read: the new ones first, lest the
-// list be empty meanwhile, which means everybody.
-func (a *Admin) restrict(ctx context.Context, kind kmsg.ACLResourceType, name string, principals []string) error {
-	before, err := a.readers(ctx, a.cl, kind, name)
+// restrict makes one the list of those who may do something: the new ones first, lest
+// the list be empty meanwhile, which means everybody.
+func (a *Admin) restrict(ctx context.Context, op kadm.ACLOperation, kind kmsg.ACLResourceType, name string, principals []string) error {
+	before, err := a.allowed(ctx, a.cl, op, kind, name)
 	if err != nil {
 		return err
 	}
 	acls := func(principals []string) *kadm.ACLBuilder {
-		b := kadm.NewACLs().Allow(principals...).AllowHosts("*").Operations(kadm.OpRead).ResourcePatternType(kadm.ACLPatternLiteral)
+		b := kadm.NewACLs().Allow(principals...).AllowHosts("*").Operations(op).ResourcePatternType(kadm.ACLPatternLiteral)
 		if kind == kmsg.ACLResourceTypeTopic {
 			return b.Topics(name)
 		}
@@ -74,15 +84,15 @@ func (a *Admin) restrict(ctx context.Context, kind kmsg.ACLResourceType, name st
 			}
 		}
 	}
-	return a.awaitReaders(ctx, kind, name, principals)
+	return a.awaitAllowed(ctx, op, kind, name, principals)
 }
 
 func without(all, some []string) []string {
 	return slices.DeleteFunc(slices.Clone(all), func(s string) bool { return slices.Contains(some, s) })
 }
 
-// awaitReaders asks every broker: each decides by what it has heard.
-func (a *Admin) awaitReaders(ctx context.Context, kind kmsg.ACLResourceType, name string, principals []string) error {
+// awaitAllowed asks every broker: each decides by what it has heard.
+func (a *Admin) awaitAllowed(ctx context.Context, op kadm.ACLOperation, kind kmsg.ACLResourceType, name string, principals []string) error {
 	want := slices.Sorted(slices.Values(principals))
 	return poll(ctx, "every broker to know", func(ctx context.Context) error {
 		brokers, err := a.adm.BrokerMetadata(ctx)
@@ -90,7 +100,7 @@ func (a *Admin) awaitReaders(ctx context.Context, kind kmsg.ACLResourceType, nam
 			return err
 		}
 		for _, id := range brokers.Brokers.NodeIDs() {
-			got, err := a.readers(ctx, a.cl.Broker(int(id)), kind, name)
+			got, err := a.allowed(ctx, a.cl.Broker(int(id)), op, kind, name)
 			if err != nil {
 				return fmt.Errorf("ask broker %d: %w", id, err)
 			}
@@ -102,11 +112,11 @@ func (a *Admin) awaitReaders(ctx context.Context, kind kmsg.ACLResourceType, nam
 	})
 }
 
-// readers are the principals that ACLs let read.
-func (a *Admin) readers(ctx context.Context, ask kmsg.Requestor, kind kmsg.ACLResourceType, name string) ([]string, error) {
+// allowed are the principals that ACLs let do something.
+func (a *Admin) allowed(ctx context.Context, ask kmsg.Requestor, op kadm.ACLOperation, kind kmsg.ACLResourceType, name string) ([]string, error) {
 	req := kmsg.NewPtrDescribeACLsRequest()
 	req.ResourceType, req.ResourceName = kind, &name
-	req.Operation, req.PermissionType = kmsg.ACLOperationRead, kmsg.ACLPermissionTypeAllow
+	req.Operation, req.PermissionType = op, kmsg.ACLPermissionTypeAllow
 	resp, err := req.RequestWith(ctx, ask)
 	if err == nil {
 		err = kerr.ErrorForCode(resp.ErrorCode)

@@ -106,6 +106,23 @@ func (a *Admin) GrowTopic(ctx context.Context, topic string, partitions int32) e
 	return a.awaitPartitions(ctx, topic, partitions)
 }
 
+// ConfigureTopic replaces the settings of a topic. It does not wait until every broker
+// knows.
+func (a *Admin) ConfigureTopic(ctx context.Context, topic string, settings map[string]string) error {
+	var all []kadm.AlterConfig
+	for key, value := range settings {
+		all = append(all, kadm.AlterConfig{Name: key, Value: &value})
+	}
+	resp, err := a.adm.AlterTopicConfigsState(ctx, all, topic) // not the incremental one, which came with Kafka 2.3
+	for _, r := range resp {
+		err = errors.Join(err, r.Err)
+	}
+	if err != nil {
+		return fmt.Errorf("configure topic %s: %w", topic, err)
+	}
+	return nil
+}
+
 // DeleteTopic removes a topic and returns when no broker knows it any more.
 func (a *Admin) DeleteTopic(ctx context.Context, topic string) error {
 	if _, err := a.adm.DeleteTopic(ctx, topic); err != nil {

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -62,6 +63,14 @@ func testAdmin(t *testing.T, addrs []string, replicas int16) {
 		assert.GreaterOrEqual(t, leader, int32(0))
 		_, err = a.Leader(ctx, "grows", 3)
 		require.EqualError(t, err, "leader of grows/3: it has none")
+		require.NoError(t, a.ConfigureTopic(ctx, "grows", map[string]string{"max.message.bytes": "100"}))
+		require.NoError(t, poll(ctx, "the setting to count", func(context.Context) error {
+			if a.Produce(ctx, kgo.NoCompression(), &kgo.Record{Topic: "grows", Value: make([]byte, 1000)}) == nil {
+				return errors.New("it does not")
+			}
+			return nil
+		}))
+		require.ErrorContains(t, a.ConfigureTopic(ctx, "nowhere", nil), "configure topic nowhere: ")
 		require.NoError(t, a.DeleteTopic(ctx, "grows"))
 		_, err = a.Leader(ctx, "grows", 0)
 		require.ErrorContains(t, err, "leader of grows/0: UNKNOWN_TOPIC_OR_PARTITION")

@@ -209,6 +209,11 @@ func (s *secured) testPrincipals(t *testing.T) {
 	require.NoError(t, super.RestrictTopic(s.ctx, "restricted"))
 	expect(nil, alice[0], bob[0], "User:CN=billing")
 
+	require.NoError(t, super.RestrictWriters(s.ctx, "restricted", "User:bob"))
+	expect(kerr.TopicAuthorizationFailed, alice[0], "User:CN=billing") // nor may they read
+	require.NoError(t, super.RestrictWriters(s.ctx, "restricted"))
+	expect(nil, alice[0], bob[0])
+
 	require.NoError(t, super.RestrictGroup(s.ctx, "restricted", "User:bob"))
 	expect(nil, bob...)
 	expect(kerr.GroupAuthorizationFailed, alice[0])
