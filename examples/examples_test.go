@@ -303,3 +303,39 @@ func TestRawloop(t *testing.T) {
 		"committed: partition 0 up to 3, partition 1 up to 2",
 	}, lines)
 }
+
+// Its letters are made, and handled, by two partitions at once. They are shown, replayed,
+// and not replayed twice.
+func TestRedrive(t *testing.T) {
+	t.Parallel()
+	lines := output(t, "redrive", 15*time.Second)
+	for i := range lines {
+		lines[i] = regexp.MustCompile(`failed [^:]+:[^:]+:[^:]+:`).ReplaceAllString(lines[i], "failed at some time:")
+		lines[i] = regexp.MustCompile(`, [0-9.]+ a second, in .*s$`).ReplaceAllString(lines[i], "")
+	}
+	require.Len(t, lines, 19)
+	slices.Sort(lines[1:3])
+	slices.Sort(lines[15:17])
+	const isNew = "  the group has no offsets: it is new, or has not run for so long that they are gone (offsets.retention.minutes); -verify finds what was replayed before"
+	assert.Equal(t, []string{
+		"-- a service that cannot handle free orders",
+		"a letter: kgroup: handle orders/0 at 1: attempt 1: divided by zero",
+		"a letter: kgroup: handle orders/1 at 0: attempt 1: divided by zero",
+		"-- redrive",
+		`orders.dlq/0 at 0: to orders/0; failed at some time: "divided by zero"`,
+		`orders.dlq/1 at 0: to orders/1; failed at some time: "divided by zero"`,
+		"orders.dlq: 2 letters for the group orders.dlq.redrive, 2 to replay",
+		"  2: to the topic orders",
+		isNew,
+		"-- redrive -replay",
+		"orders.dlq: 2 letters for the group orders.dlq.redrive, 2 to replay",
+		"  2: to the topic orders",
+		isNew,
+		"2 of 2 letters: 2 replayed",
+		"-- the service, mended",
+		"order 2 is free; it was the letter orders.dlq/1/0",
+		"order 3 is free; it was the letter orders.dlq/0/0",
+		"-- redrive -replay",
+		"orders.dlq: 0 letters for the group orders.dlq.redrive, 0 to replay",
+	}, lines)
+}
