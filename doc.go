@@ -61,7 +61,8 @@
 //  8. A dead letter is a message whose handling has failed: Retry.MaxAttempts times, in
 //     whichever owners, or for good, or by the death of as many processes that handled
 //     nothing else. No shutdown, rebalance, or crash beside it makes one, and an outage of
-//     a topic with a Breaker only few, on trial.
+//     a topic with a Breaker only few: the first one where no other message fails, and
+//     then on trial.
 //     TestAttemptsSurviveARebalance, TestLetterUnderWayIsAwaited, TestOutageIsNotPoison,
 //     TestLongOutage, TestDeadlyMessage, TestDeathsOfOtherMessages.
 //
