@@ -230,8 +230,10 @@ type Retry struct {
 //
 // Attempts that returned a [Permanent] error count neither way. An outage looks like
 // messages that are bad without saying so, at the head of all partitions: the topic waits
-// for those, too. So when nothing of it has worked for ten Windows, one message that has
-// had its attempts becomes a dead letter on trial, and the next one after twice that time.
+// for those, too. (In Multiplex mode two partitions are enough, if one has a full queue
+// behind it: it keeps the others from being tried.) So when nothing of it has worked for
+// ten Windows, one message that has had its attempts becomes a dead letter on trial, and
+// the next one after twice that time.
 type Breaker struct {
 	// MinAttempts is how many attempts Window must hold before the breaker may open. Zero:
 	// 20. Negative: there is no breaker.

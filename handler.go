@@ -83,7 +83,8 @@ type Message struct {
 
 	// Attempt counts the calls of the handler for this message, from 1, those in earlier
 	// owners of the partition included if they were committed. Calls that do not count
-	// (while the Breaker is open, or cancelled) have the number of the next one.
+	// have the number of the next one: those that were cancelled, that failed while a
+	// drain waited for them, or while the topic's Breaker was open or could not tell.
 	Attempt int
 }
 

@@ -26,7 +26,9 @@ type Hooks struct {
 	Assign func(topic string, partition int32, offset int64)
 
 	// Revoke is called when a partition has been drained, before its last commit:
-	// every message before offset has been settled, and none is being handled.
+	// every message before offset has been settled, and none is being handled. Should
+	// that commit be refused, because the session is lost meanwhile, Commit and Error
+	// say so, and the next owner repeats what it does not contain.
 	Revoke func(topic string, partition int32, offset int64)
 
 	// Lost is called instead of Revoke when a partition was taken away without a
