@@ -43,16 +43,20 @@ func (l *lane) finish(record engine.Record) bool {
 	}
 	for l.at.verdict == nil {
 		msg.Attempt = l.at.attempt
-		err := errGoexit
+		err, guarded := errGoexit, true
 		if !l.at.attempting {
-			if !l.begin(msg.Offset) {
+			if guarded = l.breaker.mode.Load() != calm || l.quarantine != nil; guarded && !l.begin(msg.Offset) {
 				return false
 			}
+			l.at.attempting = true
 			err = l.try(&msg)
 		}
 		l.at.attempting = false
 		if err == nil {
-			l.succeed(msg.Offset)
+			l.settle(msg.Offset)
+			if guarded || l.blocked.Load() != nil {
+				l.succeed()
+			}
 			return true
 		}
 		if l.holds != 0 {
@@ -65,8 +69,8 @@ func (l *lane) finish(record engine.Record) bool {
 	return l.condemn(msg)
 }
 
-// begin waits until an attempt may begin. It reports false if the lane is sealed
-// meanwhile.
+// begin waits until an attempt may begin, where something has failed lately, or somebody
+// has died. It reports false if the lane is sealed meanwhile.
 func (l *lane) begin(offset int64) bool {
 	l.at.as, l.at.began = normal, time.Time{}
 	if mode := l.breaker.mode.Load(); mode != calm {
@@ -77,18 +81,13 @@ func (l *lane) begin(offset int64) bool {
 		}
 		l.at.began = time.Now()
 	}
-	if l.quarantine != nil && !l.quarantine.enter(l, offset) {
-		return false
-	}
-	l.at.attempting = true
-	return true
+	return l.quarantine == nil || l.quarantine.enter(l, offset)
 }
 
-// succeed settles a message whose handler has returned nil, before anything is told to a
-// hook.
-func (l *lane) succeed(offset int64) {
+// succeed says what the success of a message, which is settled, means to others.
+func (l *lane) succeed() {
 	as, began := l.at.as, l.at.began
-	l.settle(offset)
+	l.at = progress{}
 	if l.holds != 0 {
 		l.quarantine.leave(l)
 	}

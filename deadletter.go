@@ -56,6 +56,7 @@ func (l *lane) condemn(msg Message) bool {
 // buried settles a message whose letter the brokers have.
 func (l *lane) buried(why *HandlerError) {
 	l.settle(why.Offset)
+	l.at = progress{}
 	l.log.Warn("message is a dead letter now", "offset", why.Offset, "attempts", why.Attempts, "dead_letter", l.topic.DeadLetter, "error", why.Err)
 	if l.blocked.Load() != nil {
 		l.unblock()

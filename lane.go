@@ -116,9 +116,6 @@ func (l *lane) finishBatch() bool {
 // of it: a message that is settled is not handled again.
 func (l *lane) settle(offset int64) {
 	l.passed, l.at.attempt = true, 0
-	if !l.at.failed.IsZero() || l.at.verdict != nil {
-		l.at = progress{}
-	}
 	l.frontier.settle(offset)
 	l.settled.Store(l.frontier.next)
 	if l.quarantine != nil {

@@ -489,8 +489,8 @@ var mutants = []mutant{
 		name:     "hook-hears-before-the-frontier",
 		prevents: "a hook that ends its goroutine makes a settled message repeat",
 		file:     "attempt.go",
-		old:      "	as, began := l.at.as, l.at.began\n	l.settle(offset)\n",
-		new:      "	as, began := l.at.as, l.at.began\n	if l.blocked.Load() != nil {\n		l.unblock()\n	}\n	l.settle(offset)\n",
+		old:      "			l.settle(msg.Offset)\n			if guarded",
+		new:      "			if l.blocked.Load() != nil {\n				l.unblock()\n			}\n			l.settle(msg.Offset)\n			if guarded",
 		test:     "TestGoexitInTheUnblockedHook",
 	},
 	{
