@@ -116,7 +116,7 @@ func (e *env) stopsAt(moment <-chan struct{}, value string, topics kgroup.Topics
 	e.produce(topic, theOne)
 	e.sendTo(topic, 0, value)
 	e.produce(topic, 4)
-	a := e.start("a", topics, append(change, func(c *kgroup.Config) { c.ShutdownTimeout = 3 * time.Second })...)
+	a := e.start("a", topics, change...)
 	receive(e, "the moment to stop", moment)
 	return a
 }
@@ -242,7 +242,7 @@ func badInEveryPartition(e *env) {
 		Breaker:    kgroup.Breaker{Window: 300 * time.Millisecond, Probe: 100 * time.Millisecond},
 	}}
 	c := e.censor()
-	a := e.start("a", topics, c.watch, func(c *kgroup.Config) { c.ShutdownTimeout = 3 * time.Second })
+	a := e.start("a", topics, c.watch)
 	receive(e, "a dead letter to be written", c.writing)
 	a.stop()
 	e.start("b", topics)
