@@ -54,7 +54,14 @@ func (r *rig) owns(partitions []engine.Partition, n int) {
 // An outage of what the handlers need makes no dead letters, and hardly any attempts;
 // then all goes on, and no message has lost an attempt to it.
 func TestOutageIsNotPoison(t *testing.T) {
-	withRig(t, guarded, func(t *testing.T, r *rig) {
+	many := func(cfg *Config) { // more than they have made when it opens, so that those that follow would show
+		guarded(cfg)
+		for name, topic := range cfg.Topics {
+			topic.Retry.MaxAttempts = 50
+			cfg.Topics[name] = topic
+		}
+	}
+	withRig(t, many, func(t *testing.T, r *rig) {
 		var dead atomic.Bool
 		dead.Store(true)
 		r.on = func(_ context.Context, msg Message) error {

@@ -658,7 +658,7 @@ var mutants = []mutant{
 		prevents: "a deploy during an assignment looks like a death",
 		file:     "assignment.go",
 		old:      "	if err := a.committer.commit(ctx, g, true); err != nil && !errors.Is(err, engine.ErrGone) {\n",
-		new:      "	if err := error(nil); err != nil && !errors.Is(err, engine.ErrGone) {\n",
+		new:      "	if err := ctx.Err(); err != nil && !errors.Is(err, engine.ErrGone) {\n",
 		test:     "TestOpeningIsTakenBack",
 	},
 	{
