@@ -161,7 +161,7 @@ func (a *assignment) Assigned(ctx context.Context, number int64, claims []engine
 	if a.hooks.RebalanceCompleted != nil {
 		a.hooks.RebalanceCompleted(Rebalance(change))
 	}
-	if err := a.commitOpening(ctx, g); err != nil {
+	if err := a.commitOpening(ctx, g, claims); err != nil {
 		a.Error(fmt.Errorf("commit where partitions are opened: %w", err))
 		a.discard(ctx, g)
 		return nil
@@ -231,9 +231,9 @@ func (a *assignment) waitForTheLast(ctx context.Context) bool {
 // rebalance before the first commit would begin at newer messages still, and skip what
 // lies between: they are tried until it works. The rest can wait for the next commit,
 // unless that comes with a message only.
-func (a *assignment) commitOpening(ctx context.Context, g *generation) error {
+func (a *assignment) commitOpening(ctx context.Context, g *generation, claims []engine.Claim) error {
 	commit := func() error { return a.committer.commit(ctx, g, false) }
-	if a.every || slices.ContainsFunc(g.lanes, func(l *lane) bool { return l.fresh }) {
+	if a.every || slices.ContainsFunc(claims, func(c engine.Claim) bool { return c.Fresh }) {
 		commit = func() error { return a.committer.commitUntil(ctx, g, a.committer.failed) }
 	}
 	err := commit()
@@ -286,9 +286,7 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 		partition: claim.Partition,
 		topic:     topic,
 		group:     a.group,
-		fresh:     claim.Fresh,
 		opens:     a.opens,
-		foundOpen: a.opens != "" && env.opened != "" && env.opened != a.opens,
 		inherits:  env.tried != (mark{}) || env.alone != (mark{}),
 		breaker:   a.breaker(claim.Topic, topic),
 		publish:   a.engine.Publish,

@@ -94,9 +94,7 @@ func (l *lane) succeed() {
 	if l.breaker.mode.Load() != calm {
 		l.breaker.succeeded(as, began)
 	}
-	if l.blocked.Load() != nil {
-		l.unblock()
-	}
+	l.unblock()
 }
 
 // try makes one attempt, and now and then takes its time.
@@ -126,35 +124,30 @@ func (l *lane) tryInTime(msg *Message) error {
 // fail decides what follows an attempt that has failed, and waits until the next one
 // is due, or there is a verdict. It reports false if the lane is at its end.
 func (l *lane) fail(msg Message, err error) bool {
-	if l.ctx.Err() != nil || l.closed.Load() { // a handler may have seen the shutdown before it was cancelled
+	ended := l.ctx.Err() != nil || l.closed.Load() // a handler may have seen the shutdown before it was cancelled
+	o := l.topic.settle(err, msg.Attempt, ended)
+	if o == abandon {
 		return false
 	}
 	if l.at.failed.IsZero() {
 		l.at.failed = time.Now()
 	}
 	var counts bool
-	if isPermanent(err) {
+	permanent := isPermanent(err)
+	if permanent {
 		counts = l.breaker.evaded(l.at.as)
 	} else {
 		counts = l.breaker.failed(l.partition, msg.Offset, err)
 	}
-	o := l.topic.settle(err, msg.Attempt, false)
-	if o != bury || !isPermanent(err) {
-		spent := l.topic.spent(msg.Attempt + l.at.uncounted)
-		switch {
-		case !counts:
-			l.at.uncounted++
-			if !spent || l.at.as != asProbe || !l.breaker.trial() {
-				return l.pause(msg, err)
-			}
-			o = bury
-		case o == bury && l.breaker.doubtful(l.partition, msg.Offset, l.at.failed) && !l.breaker.trial():
-			l.at.uncounted++
-			return l.backoff(msg, err, retry) // with this attempt once more
-		}
-	} else if !counts {
+	switch {
+	case !counts && (permanent || l.at.as != asProbe || !l.topic.spent(msg.Attempt+l.at.uncounted) || !l.breaker.trial()):
 		l.at.uncounted++
 		return l.pause(msg, err)
+	case !counts:
+		o = bury // on trial
+	case o == bury && !permanent && l.breaker.doubtful(l.partition, msg.Offset, l.at.failed) && !l.breaker.trial():
+		l.at.uncounted++
+		return l.backoff(msg, err, retry) // with this attempt once more
 	}
 	if o == bury {
 		l.at.verdict = err
@@ -180,10 +173,7 @@ func (l *lane) backoff(msg Message, err error, o outcome) bool {
 // pause says what happened while the breaker is open: that is what is waited for, unless
 // the error knows better.
 func (l *lane) pause(msg Message, err error) bool {
-	var wait time.Duration
-	if after := (*retryAfterError)(nil); errors.As(err, &after) {
-		wait = after.d
-	}
+	wait, _ := retryAfter(err)
 	l.block(handlerError(msg, err), false, max(wait, l.topic.Breaker.Probe))
 	return l.sleep(wait)
 }

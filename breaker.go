@@ -176,7 +176,7 @@ func (b *breaker) succeeded(as admission, began time.Time) {
 // failed notes an attempt that did not, and reports whether it counts: while the
 // breaker is open, or this has opened it, it does not.
 func (b *breaker) failed(p engine.Partition, offset int64, err error) (counts bool) {
-	if b.settings.MinAttempts <= 0 {
+	if !b.settings.enabled() {
 		return true
 	}
 	b.mu.Lock()
@@ -237,10 +237,11 @@ func (b *breaker) doubtful(p engine.Partition, offset int64, failed time.Time) b
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	delete(b.failing, suspect{p, offset})
-	others := len(b.failing) > 0
-	b.failing[suspect{p, offset}] = struct{}{}
-	return b.mode.Load() == open || others && !b.worked.After(failed)
+	others := len(b.failing)
+	if _, own := b.failing[suspect{p, offset}]; own {
+		others--
+	}
+	return b.mode.Load() == open || others > 0 && !b.worked.After(failed)
 }
 
 // trial reports whether a message is to be condemned although it may not be to blame, to

@@ -508,9 +508,9 @@ func beginNow(f func()) <-chan struct{} {
 func TestBreakerConfig(t *testing.T) {
 	orders := func(topic Topic) Topic { return topic.withDefaults() }
 	assert.Equal(t, Breaker{}, orders(Topic{}).Breaker)
-	assert.False(t, orders(Topic{}).guarded())
+	assert.False(t, orders(Topic{}).Breaker.enabled())
 	assert.Equal(t, Breaker{MinAttempts: 20, FailureRatio: 0.5, Window: 10 * time.Second, Probe: time.Second}, orders(Topic{DeadLetter: "x"}).Breaker)
-	assert.True(t, orders(Topic{Breaker: Breaker{Probe: time.Minute}}).guarded())
-	assert.False(t, orders(Topic{DeadLetter: "x", Breaker: Breaker{MinAttempts: -1}}).guarded())
+	assert.True(t, orders(Topic{Breaker: Breaker{Probe: time.Minute}}).Breaker.enabled())
+	assert.False(t, orders(Topic{DeadLetter: "x", Breaker: Breaker{MinAttempts: -1}}).Breaker.enabled())
 	assert.True(t, strings.HasPrefix(fmt.Sprint(DeadLetterHeaders(7)), "DeadLetterHeaders(7"))
 }

@@ -417,8 +417,8 @@ func (t Topic) withDefaults() Topic {
 	return t
 }
 
-// guarded reports whether the topic, which has its defaults, has a breaker.
-func (t Topic) guarded() bool { return t.Breaker.MinAttempts > 0 }
+// enabled reports whether b, which has its defaults, may open.
+func (b Breaker) enabled() bool { return b.MinAttempts > 0 }
 
 // unique copies list without its repetitions, in order.
 func unique(list []string) []string {

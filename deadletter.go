@@ -16,7 +16,7 @@ import (
 	"github.com/kgroup-go/kgroup/internal/engine"
 )
 
-// condemn finishes a message that is not handled any more, because of l.verdict. It
+// condemn finishes a message that is not handled any more, because of l.at.verdict. It
 // reports false if the lane is at its end; then the next owner comes to the same end.
 func (l *lane) condemn(msg Message) bool {
 	msg.Attempt = l.at.attempt
@@ -27,11 +27,11 @@ func (l *lane) condemn(msg Message) bool {
 		<-l.sealed
 		return false
 	}
-	letter := l.letter(msg, true)
+	letter, text := l.letter(msg, true), true
 	for try := 1; ; try++ {
 		err := l.publish(l.ctx, letter)
-		if errors.Is(err, engine.ErrTooLarge) {
-			letter = l.letter(msg, false)
+		if errors.Is(err, engine.ErrTooLarge) && text {
+			letter, text = l.letter(msg, false), false
 			err = l.publish(l.ctx, letter)
 		}
 		if err == nil {
@@ -58,9 +58,7 @@ func (l *lane) buried(why *HandlerError) {
 	l.settle(why.Offset)
 	l.at = progress{}
 	l.log.Warn("message is a dead letter now", "offset", why.Offset, "attempts", why.Attempts, "dead_letter", l.topic.DeadLetter, "error", why.Err)
-	if l.blocked.Load() != nil {
-		l.unblock()
-	}
+	l.unblock()
 	if l.hooks.DeadLetter != nil {
 		l.tell(func() { l.hooks.DeadLetter(why) })
 	}

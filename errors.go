@@ -99,6 +99,15 @@ type retryAfterError struct {
 func (e *retryAfterError) Error() string { return e.err.Error() }
 func (e *retryAfterError) Unwrap() error { return e.err }
 
+// retryAfter is the time that an error wrapped by [RetryAfter] says.
+func retryAfter(err error) (d time.Duration, ok bool) {
+	var after *retryAfterError
+	if ok = errors.As(err, &after); ok {
+		d = after.d
+	}
+	return d, ok
+}
+
 type permanentError struct{ err error }
 
 func (e *permanentError) Error() string { return e.err.Error() }

@@ -20,7 +20,6 @@ type lane struct {
 	call      HandlerFunc // topic.Handler's
 	env       envelope
 	start     int64
-	fresh     bool // start was found under Start: Newest
 	queue     *queue
 
 	// ctx is the handlers' context. Cancelling it ends attempts; sealed ends the lane.
@@ -46,7 +45,6 @@ type lane struct {
 	direct     direct
 	breaker    *breaker
 	quarantine *quarantine // nil: nobody has died here
-	foundOpen  bool        // the last owner has
 	publish    func(context.Context, engine.Letter) error
 
 	// note is what is committed beside the frontier. Whose turn it is replaces it.

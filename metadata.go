@@ -33,7 +33,7 @@ type envelope struct {
 }
 
 // A mark is a count that belongs to the message at an offset. A count of zero belongs
-// to none, but for envelope.alone.
+// to none.
 type mark struct {
 	offset int64
 	count  int
@@ -137,24 +137,25 @@ type note struct {
 	suspects int  // messages still to be handled alone
 }
 
+// foundOpen reports whether the last owner was another process, and has not drained.
+func (l *lane) foundOpen() bool {
+	return l.opens != "" && l.env.opened != "" && l.env.opened != l.opens
+}
+
 // firstNote is what a new owner begins with. A partition that was found open has suspects: as
 // many as its last owner may have had in its hands.
 func (l *lane) firstNote() *note {
-	n := &note{tried: l.env.tried, alone: l.env.alone}
-	switch l.env.opened {
-	case "":
-		n.suspects = l.env.suspects
-	case l.opens: // it was this process, which lives: its session was lost
-		n.suspects = l.env.suspects
-		n.alone.count = max(0, n.alone.count-1)
-	default:
+	n := &note{tried: l.env.tried, alone: l.env.alone, suspects: l.env.suspects}
+	switch {
+	case l.opens == "": // nor is a message written down before it is handled
+		n.suspects = 0
+	case l.foundOpen():
 		n.suspects = l.topic.Queue
 		if l.everyMessage != nil {
 			n.suspects = 1
 		}
-	}
-	if l.opens == "" { // nor is a message written down before it is handled
-		n.suspects = 0
+	case l.env.opened != "": // by this process, which lives: its session was lost
+		n.alone.count = max(0, n.alone.count-1)
 	}
 	return n
 }

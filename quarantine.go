@@ -151,7 +151,7 @@ func (q *quarantine) suspects(l *lane, offset int64) bool {
 // so many messages are committed from then on: a deadly one is among the suspects of
 // the next owner.
 func (q *quarantine) settled(l *lane) {
-	if l.foundOpen {
+	if l.foundOpen() {
 		if l.uncommitted++; l.uncommitted >= l.topic.Queue && l.holds != everything {
 			l.uncommitted = 0
 			q.record(l)

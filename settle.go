@@ -5,7 +5,6 @@ package kgroup
 // messages go on to offsets.go, dead letters to deadletter.go.
 
 import (
-	"errors"
 	"math/rand/v2"
 	"time"
 )
@@ -68,13 +67,11 @@ func (r Retry) ceiling(attempt int) time.Duration {
 // is different: it waits for a person or another system, and is tried at a steady
 // pace. An error may know better than all of that.
 func (r Retry) backoff(o outcome, attempt int, err error) time.Duration {
-	var after *retryAfterError
-	switch {
-	case errors.As(err, &after):
-		return after.d
-	case o == hold:
-		return r.MaxBackoff
-	default:
-		return rand.N(r.ceiling(attempt) + 1)
+	if d, ok := retryAfter(err); ok {
+		return d
 	}
+	if o == hold {
+		return r.MaxBackoff
+	}
+	return rand.N(r.ceiling(attempt) + 1)
 }

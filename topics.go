@@ -83,7 +83,7 @@ func (m *matcher) match(topic string) (entry Topic, name string, err error) {
 	if entry, ok := m.topics[topic]; ok && !isPattern(topic) {
 		return entry, topic, nil
 	}
-	if internalTopics.MatchString(topic) || m.letters[topic] {
+	if m.unmatchable(topic) {
 		return Topic{}, "", nil
 	}
 	for _, re := range m.patterns {
@@ -103,7 +103,7 @@ func (m *matcher) match(topic string) (entry Topic, name string, err error) {
 func (m *matcher) unmatched(existing []string) []string {
 	left := slices.DeleteFunc(slices.Clone(existing), func(topic string) bool {
 		_, named := m.topics[topic]
-		return named || internalTopics.MatchString(topic) || m.letters[topic]
+		return named || m.unmatchable(topic)
 	})
 	var waiting []string
 	for _, re := range m.patterns {
@@ -138,7 +138,12 @@ func (m *matcher) whitelist() *regexp.Regexp {
 	return regexp.MustCompile(strings.Join(parts, "|"))
 }
 
-// blacklist returns what no pattern matches.
+// unmatchable reports whether no pattern may match a topic.
+func (m *matcher) unmatchable(topic string) bool {
+	return internalTopics.MatchString(topic) || m.letters[topic]
+}
+
+// blacklist is [matcher.unmatchable] as a regular expression.
 func (m *matcher) blacklist() *regexp.Regexp {
 	expr := internalTopics.String()
 	for _, name := range slices.Sorted(maps.Keys(m.letters)) {

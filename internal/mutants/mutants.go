@@ -95,8 +95,8 @@ var mutants = []mutant{
 		name:     "newest-not-committed-first",
 		prevents: "a rebalance before the first commit skips messages",
 		file:     "assignment.go",
-		old:      "a.every || slices.ContainsFunc(g.lanes, func(l *lane) bool { return l.fresh })",
-		new:      "slices.ContainsFunc(g.lanes, func(l *lane) bool { return false })",
+		old:      "a.every || slices.ContainsFunc(claims, func(c engine.Claim) bool { return c.Fresh })",
+		new:      "slices.ContainsFunc(claims, func(engine.Claim) bool { return false })",
 		test:     "TestStartNewestIsCommittedFirst",
 	},
 	{
@@ -625,8 +625,8 @@ var mutants = []mutant{
 		name:     "pattern-takes-dead-letters",
 		prevents: "dead letters are handled again, and their own dead letters, for ever",
 		file:     "topics.go",
-		old:      "if internalTopics.MatchString(topic) || m.letters[topic] {\n		return Topic{}",
-		new:      "if internalTopics.MatchString(topic) {\n		return Topic{}",
+		old:      "return internalTopics.MatchString(topic) || m.letters[topic]",
+		new:      "return internalTopics.MatchString(topic)",
 		test:     "TestDeadLetterTopicsMatchNoPattern",
 	},
 	{
@@ -665,8 +665,8 @@ var mutants = []mutant{
 		name:     "error-after-the-seal-counts",
 		prevents: "each deploy costs a message an attempt",
 		file:     "attempt.go",
-		old:      "l.ctx.Err() != nil || l.closed.Load() {",
-		new:      "l.ctx.Err() != nil {",
+		old:      "l.ctx.Err() != nil || l.closed.Load() //",
+		new:      "l.ctx.Err() != nil //",
 		test:     "TestErrorAfterTheSealIsNoAttempt",
 	},
 }
