@@ -166,6 +166,9 @@ var errGoexit = errors.New("handler ended its goroutine (runtime.Goexit, or Fail
 // false if the lane was sealed: a drain or a shutdown ends a backoff at once.
 func (l *lane) backoff(msg Message, err error, o outcome) bool {
 	wait := l.topic.Retry.backoff(o, msg.Attempt, err)
+	if _, told := retryAfter(err); !told && o == retry && l.breaker.doubtful(l.partition, msg.Offset, l.at.failed) {
+		wait = max(wait, l.breaker.pace())
+	}
 	l.block(handlerError(msg, err), o == hold, wait)
 	return l.sleep(wait)
 }

@@ -244,6 +244,12 @@ func (b *breaker) doubtful(p engine.Partition, offset int64, failed time.Time) b
 	return b.mode.Load() == open || others > 0 && !b.worked.After(failed)
 }
 
+// pace is how long a lane waits at least before it tries a message again that may not be to
+// blame: while the breaker is not sure yet, an outage sees one attempt a second and lane.
+func (b *breaker) pace() time.Duration {
+	return min(b.settings.Probe, b.settings.Window/breakerSlots)
+}
+
 // trial reports whether a message is to be condemned although it may not be to blame, to
 // see whether what is behind it works: nothing has for long. Without it, bad messages at
 // the head of all partitions would stop the topic for ever.

@@ -514,3 +514,23 @@ func TestBreakerConfig(t *testing.T) {
 	assert.False(t, orders(Topic{DeadLetter: "x", Breaker: Breaker{MinAttempts: -1}}).Breaker.enabled())
 	assert.True(t, strings.HasPrefix(fmt.Sprint(DeadLetterHeaders(7)), "DeadLetterHeaders(7"))
 }
+
+// Before the breaker is sure, it is as if it were: a lane tries once a second. But a message
+// that fails alone is tried as often as Retry says.
+func TestPaceOfAnOutageAtItsBeginning(t *testing.T) {
+	withRig(t, guarded, func(t *testing.T, r *rig) {
+		r.on = func(context.Context, Message) error { return errHandler }
+		r.owns([]engine.Partition{{Topic: "orders"}}, 1)
+		r.after(time.Second)
+		assert.Greater(t, len(r.history.all("handle")), 2)
+	})
+	withRig(t, guarded, func(t *testing.T, r *rig) {
+		r.on = func(context.Context, Message) error { return errHandler }
+		r.owns(eight("orders"), 10)
+		r.after(4 * time.Second)
+		assert.Empty(t, r.history.all("breaker"))
+		for _, p := range eight("orders") {
+			assert.LessOrEqual(t, len(r.history.all("handle "+p.String()+"@")), 6, "four seconds, the first, and that of the lane that was first")
+		}
+	})
+}

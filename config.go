@@ -228,6 +228,9 @@ type Retry struct {
 // and the first success closes it. This member stays in the group meanwhile, and
 // keeps its partitions. Each process has its own.
 //
+// Before it is sure, messages of several partitions that fail while nothing works are
+// tried once in a Probe, at most a tenth of Window, instead of sooner.
+//
 // Attempts that returned a [Permanent] error count neither way. An outage looks like
 // messages that are bad without saying so, at the head of all partitions: the topic waits
 // for those, too. (In Multiplex mode two partitions are enough, if one has a full queue
@@ -256,8 +259,8 @@ type DeadLetterHeaders int
 
 const (
 	// KgroupHeaders are text: kgroup-origin-topic, -origin-partition, -origin-offset,
-	// -origin-timestamp (RFC 3339, UTC), -group, -attempts, -error (its first 1024 bytes),
-	// and -failed-at (RFC 3339, UTC).
+	// -origin-timestamp (RFC 3339, UTC), -group, -attempts (or the number of deaths), -error
+	// (its first 1024 bytes), and -failed-at (RFC 3339, UTC).
 	KgroupHeaders DeadLetterHeaders = iota
 	// SpringHeaders are those of Spring Kafka's DeadLetterPublishingRecoverer, for tools
 	// that read them: kafka_dlt-original-topic and so on, numbers in big-endian bytes.

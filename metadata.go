@@ -207,6 +207,7 @@ func (l *lane) inherit(offset int64) {
 	}
 	if deaths := l.note.Load().alone; deaths.offset == offset && l.topic.Retry.spent(deaths.count) {
 		l.at.verdict = fmt.Errorf("%w: %d times", errDeadly, deaths.count)
+		l.at.attempt = max(l.at.attempt, deaths.count)
 	}
 	l.inherits = max(l.env.tried.offset, l.env.alone.offset) > offset
 }

@@ -166,6 +166,8 @@ func TestDeadlyMessage(t *testing.T) {
 			assert.Equal(t, []string{"orders.dlq/0=7"}, r.engine.written())
 			text, _ := header(r.engine.letters[0], "kgroup-error")
 			assert.Contains(t, text, "died")
+			attempts, _ := header(r.engine.letters[0], "kgroup-attempts")
+			assert.Equal(t, "3", attempts, "deaths")
 		})
 	}
 	assert.Len(t, handled, 8, "all others: %v", handled)
