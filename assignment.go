@@ -278,16 +278,18 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 		a.Error(err)
 		topic = Topic{Handler: refuse(err), Queue: defaultQueue, Retry: Retry{MinBackoff: time.Second, MaxBackoff: 30 * time.Second}}
 	}
-	env, err := parseEnvelope(claim.Metadata)
+	env, err := parseEnvelope(claim.Metadata, claim.Offset)
 	if err != nil {
 		log.Warn("committed metadata ignored", "error", err)
+	}
+	if !claim.Committed { // they would be other messages
+		env.settled = nil
 	}
 	l := &lane{
 		partition: claim.Partition,
 		topic:     topic,
 		group:     a.group,
 		opens:     a.opens,
-		inherits:  env.tried != (mark{}) || env.alone != (mark{}),
 		breaker:   a.breaker(claim.Topic, topic),
 		publish:   a.engine.Publish,
 		call:      asFunc(topic.Handler),
@@ -312,7 +314,12 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 		l.direct.relieve, l.direct.patience, l.direct.relief = claim.Relieve, claim.Patience, a.relief
 		l.direct.rest, l.direct.mean = restAtFirst, quickHandler
 	}
-	l.note.Store(l.firstNote())
+	first := l.firstNote()
+	l.note.Store(first)
+	l.inherits = first.says(claim.Offset)
+	if offsets := first.settled.len(); offsets > 0 {
+		log.Debug("what an owner before has settled is not handled again", "offsets", offsets)
+	}
 	said := claim.Metadata
 	if l.opens == "" {
 		said = l.metadata(claim.Offset, false)

@@ -305,7 +305,7 @@ func TestStartNewestIsCommittedFirst(t *testing.T) {
 	withRig(t, nil, func(t *testing.T, r *rig) {
 		r.engine.answer(failing(errTransient, errTransient))
 		claim := fresh(orders0, 5)
-		claim.Metadata = envelope{initial: 3}.String()
+		claim.Metadata = envelope{initial: 3}.encode(0)
 		r.engine.assign(claim, at(refunds0, 0))
 		r.engine.deliver(orders0, 5)
 		synctest.Wait()

@@ -37,8 +37,9 @@ func (l *lane) finish(record engine.Record) bool {
 	if l.at.attempt == 0 {
 		l.at.attempt = 1
 		l.frontier.deliver(msg.Offset)
-		if l.inherits {
-			l.inherit(msg.Offset)
+		if l.inherits && l.inherit(msg.Offset, &l.at) {
+			l.pass(msg.Offset)
+			return true
 		}
 	}
 	for l.at.verdict == nil {
@@ -151,10 +152,10 @@ func (l *lane) fail(msg Message, err error) bool {
 	}
 	if o == bury {
 		l.at.verdict = err
-		l.noted(func(n *note) { n.tried = mark{msg.Offset, max(msg.Attempt, l.topic.Retry.MaxAttempts)} })
+		l.failed(msg.Offset, max(msg.Attempt, l.topic.Retry.MaxAttempts))
 		return true
 	}
-	l.noted(func(n *note) { n.tried = mark{msg.Offset, msg.Attempt} })
+	l.failed(msg.Offset, msg.Attempt)
 	l.at.attempt++
 	return l.backoff(msg, err, o)
 }

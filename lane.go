@@ -40,7 +40,7 @@ type lane struct {
 	// uncommitted are messages settled since the quarantine has committed them.
 	uncommitted int
 	frontier    frontier
-	inherits    bool // env says something about single messages
+	inherits    bool // note says something about messages that were not handled yet
 
 	direct     direct
 	breaker    *breaker
@@ -113,12 +113,22 @@ func (l *lane) finishBatch() bool {
 // settle moves the frontier over a message, before a hook that may not return hears
 // of it: a message that is settled is not handled again.
 func (l *lane) settle(offset int64) {
-	l.passed, l.at.attempt = true, 0
-	l.frontier.settle(offset)
-	l.settled.Store(l.frontier.next)
+	l.pass(offset)
 	if l.quarantine != nil {
 		l.quarantine.settled(l)
 	}
+}
+
+// pass moves the frontier over a message, and over what owners before have settled behind
+// it.
+func (l *lane) pass(offset int64) {
+	l.passed, l.at.attempt = true, 0
+	l.frontier.settle(offset)
+	next := l.frontier.next
+	if l.inherits {
+		next = l.note.Load().settled.past(next)
+	}
+	l.settled.Store(next)
 }
 
 // tell calls a hook, never two at once for one partition: its loss is told by another

@@ -377,7 +377,7 @@ func (l *levers) claims(current map[string][]int32) []engine.Claim {
 			switch {
 			case at.fresh:
 				claim.Offset, claim.Fresh = at.newest, true
-				claim.Metadata = envelope{initial: l.initial[topic]}.String()
+				claim.Metadata = envelope{initial: l.initial[topic]}.encode(at.newest)
 			case has && !at.gone:
 				claim.Offset, claim.Committed, claim.Metadata = committed.Offset, true, committed.Metadata
 			case has && committed.Offset < at.oldest:

@@ -263,7 +263,7 @@ func (m *membership) initial(topic string, count int32, begun bool) int32 {
 			continue
 		}
 		begun = true
-		if env, err := parseEnvelope(o.Metadata); err == nil {
+		if env, err := parseEnvelope(o.Metadata, o.Offset); err == nil {
 			initial = max(initial, env.initial)
 		}
 	}

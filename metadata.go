@@ -4,7 +4,9 @@ package kgroup
 // which other clients show and ignore. docs/DESIGN.md has the format.
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -24,12 +26,15 @@ type envelope struct {
 	// one of them may have killed an owner.
 	suspects int
 
-	// tried is a message whose attempts have failed, and how many.
-	tried mark
+	// tried are messages whose attempts have failed, and how many.
+	tried marks
 
 	// alone is a message that is handled while its process handles nothing else (if
 	// opened; else it was), and how many processes have died at that.
 	alone mark
+
+	// settled is what need not be handled again beyond the offset committed.
+	settled ranges
 }
 
 // A mark is a count that belongs to the message at an offset. A count of zero belongs
@@ -39,15 +44,60 @@ type mark struct {
 	count  int
 }
 
+// marks have one for each of some messages, in the order of their offsets. They are not
+// changed once they are made.
+type marks []mark
+
+// from are those of the messages at or beyond offset.
+func (m marks) from(offset int64) marks {
+	at, _ := m.search(offset)
+	return m[at:]
+}
+
+// outside are those of the messages that are not in r.
+func (m marks) outside(r ranges) marks {
+	if len(m) == 0 || len(r) == 0 {
+		return m
+	}
+	return slices.DeleteFunc(slices.Clone(m), func(m mark) bool { return r.contains(m.offset) })
+}
+
+// of is the mark of the message at offset.
+func (m marks) of(offset int64) mark {
+	if at, found := m.search(offset); found {
+		return m[at]
+	}
+	return mark{}
+}
+
+// with has next, in the place of what there was about its message.
+func (m marks) with(next mark) marks {
+	at, found := m.search(next.offset)
+	after := m[at:]
+	if found {
+		after = after[1:]
+	}
+	return slices.Concat(m[:at], marks{next}, after)
+}
+
+func (m marks) search(offset int64) (at int, found bool) {
+	return slices.BinarySearchFunc(m, offset, func(m mark, offset int64) int { return cmp.Compare(m.offset, offset) })
+}
+
 const (
 	envelopeVersion = "kgroup/1"
-	maxOpener       = 64
+
+	// maxMetadata is what brokers take, unless they are told otherwise
+	// (offset.metadata.max.bytes).
+	maxMetadata = 4096
+	// What single fields may have of it. Attempts are left out from the last message on.
+	maxOpener = 64
+	maxTried  = 1536
+	maxRanges = 2304 // so that all the others fit at their longest, too
 )
 
-func (e envelope) String() string {
-	if e == (envelope{}) {
-		return ""
-	}
+// encode writes the metadata of a commit of the offset at.
+func (e envelope) encode(at int64) string {
 	b := []byte(envelopeVersion)
 	if e.initial > 0 {
 		b = fmt.Appendf(b, " n=%d", e.initial)
@@ -58,19 +108,43 @@ func (e envelope) String() string {
 	if e.suspects > 0 {
 		b = fmt.Appendf(b, " q=%d", e.suspects)
 	}
-	if e.tried != (mark{}) {
-		b = fmt.Appendf(b, " a=%d:%d", e.tried.offset, e.tried.count)
+	if tried := e.tried.encode(maxTried); tried != "" {
+		b = append(append(b, " a="...), tried...)
 	}
 	if e.alone != (mark{}) {
-		b = fmt.Appendf(b, " s=%d:%d", e.alone.offset, e.alone.count)
+		b = append(append(b, " s="...), e.alone.String()...)
+	}
+	if settled := e.settled.encode(at, maxRanges); settled != "" {
+		b = append(append(b, " r="...), settled...)
+	}
+	if len(b) == len(envelopeVersion) {
+		return ""
 	}
 	return string(b)
 }
 
-// parseEnvelope reads the metadata of a commit. What kgroup did not write is not
+func (m mark) String() string { return fmt.Sprintf("%d:%d", m.offset, m.count) }
+
+// encode writes as many marks as budget characters are enough for.
+func (m marks) encode(budget int) string {
+	var b []byte
+	for i, next := range m {
+		text := next.String()
+		if i > 0 {
+			text = "," + text
+		}
+		if len(b)+len(text) > budget {
+			break
+		}
+		b = append(b, text...)
+	}
+	return string(b)
+}
+
+// parseEnvelope reads the metadata of a commit of the offset at. What kgroup did not write is not
 // ours to judge: it yields the zero envelope and an error that says so. Fields of
 // later versions of kgroup are skipped.
-func parseEnvelope(metadata string) (envelope, error) {
+func parseEnvelope(metadata string, at int64) (envelope, error) {
 	if metadata == "" {
 		return envelope{}, nil
 	}
@@ -82,7 +156,7 @@ func parseEnvelope(metadata string) (envelope, error) {
 	for _, field := range fields[1:] {
 		key, value, ok := strings.Cut(field, "=")
 		if ok {
-			ok = e.set(key, value)
+			ok = e.set(key, value, at)
 		}
 		if !ok {
 			return envelope{}, fmt.Errorf("damaged metadata: %.60q", metadata)
@@ -92,7 +166,7 @@ func parseEnvelope(metadata string) (envelope, error) {
 }
 
 // set reports whether value can be key's.
-func (e *envelope) set(key, value string) (ok bool) {
+func (e *envelope) set(key, value string, at int64) (ok bool) {
 	var n int
 	switch key {
 	case "n":
@@ -103,13 +177,26 @@ func (e *envelope) set(key, value string) (ok bool) {
 	case "q":
 		e.suspects, ok = number(value)
 	case "a":
-		e.tried, ok = parseMark(value)
+		e.tried, ok = parseMarks(value)
 	case "s":
 		e.alone, ok = parseMark(value)
+	case "r":
+		e.settled, ok = decodeRanges(value, at)
 	default:
 		ok = true
 	}
 	return ok
+}
+
+func parseMarks(value string) (m marks, ok bool) {
+	for text := range strings.SplitSeq(value, ",") {
+		next, ok := parseMark(text)
+		if !ok || len(m) > 0 && next.offset <= m[len(m)-1].offset {
+			return nil, false
+		}
+		m = append(m, next)
+	}
+	return m, true
 }
 
 func parseMark(value string) (mark, bool) {
@@ -131,10 +218,11 @@ func number(value string) (int, bool) {
 // A note is what a lane's commits say beside its offset, for as long as that has not
 // passed what is said about a message.
 type note struct {
-	tried    mark
-	alone    mark // with the deaths that are known of
-	inFlight bool // alone is being handled
-	suspects int  // messages still to be handled alone
+	tried    marks
+	alone    mark   // with the deaths that are known of
+	inFlight bool   // alone is being handled
+	suspects int    // messages still to be handled alone
+	settled  ranges // by owners before
 }
 
 // foundOpen reports whether the last owner was another process, and has not drained.
@@ -145,7 +233,7 @@ func (l *lane) foundOpen() bool {
 // firstNote is what a new owner begins with. A partition that was found open has suspects: as
 // many as its last owner may have had in its hands.
 func (l *lane) firstNote() *note {
-	n := &note{tried: l.env.tried, alone: l.env.alone, suspects: l.env.suspects}
+	n := &note{tried: l.env.tried, alone: l.env.alone, suspects: l.env.suspects, settled: l.env.settled}
 	switch {
 	case l.opens == "": // nor is a message written down before it is handled
 		n.suspects = 0
@@ -172,15 +260,18 @@ func (l *lane) noted(change func(*note)) {
 	}
 }
 
+// failed notes how many attempts of the message at offset have failed.
+func (l *lane) failed(offset int64, attempts int) {
+	l.noted(func(n *note) { n.tried = n.tried.from(l.settled.Load()).with(mark{offset, attempts}) })
+}
+
 // metadata is what is committed with the offset settled.
 func (l *lane) metadata(settled int64, releases bool) string {
 	n := l.note.Load()
-	e := envelope{initial: l.env.initial, suspects: n.suspects}
+	e := envelope{initial: l.env.initial, suspects: n.suspects, settled: n.settled.from(settled)}
+	e.tried = n.tried.from(settled).outside(e.settled)
 	if !releases {
 		e.opened = l.opens
-	}
-	if n.tried.offset >= settled {
-		e.tried = n.tried
 	}
 	if n.alone.offset >= settled {
 		e.alone = n.alone
@@ -191,23 +282,38 @@ func (l *lane) metadata(settled int64, releases bool) string {
 			e.alone = mark{}
 		}
 	}
-	return e.String()
+	return e.encode(settled)
 }
 
 // inherit takes over what the last owners have said about the message at offset, which
-// is the lane's next.
-func (l *lane) inherit(offset int64) {
-	switch tried := l.env.tried; {
-	case tried.offset != offset:
+// is the lane's next. It reports whether they have settled it.
+func (l *lane) inherit(offset int64, at *progress) (settled bool) {
+	if offset < l.start { // the committed offset is out of range after all: these are other messages
+		l.log.Warn("committed metadata ignored: the partition has no such offset any more", "offset", l.start)
+		l.noted(func(n *note) { n.tried, n.alone, n.settled = nil, mark{}, nil })
+		l.inherits = false
+		return false
+	}
+	n := l.note.Load()
+	l.inherits = n.says(offset + 1)
+	if n.settled.contains(offset) {
+		return true
+	}
+	switch tried := n.tried.of(offset); {
 	case l.topic.spent(tried.count) && tried.count == l.topic.Retry.MaxAttempts:
-		l.at.attempt = tried.count
-		l.at.verdict = fmt.Errorf("%d attempts have failed, the last of them in another owner of the partition", tried.count)
+		at.attempt = tried.count
+		at.verdict = fmt.Errorf("%d attempts have failed, the last of them in another owner of the partition", tried.count)
 	default: // more than there may be were made when there was no dead-letter topic
-		l.at.attempt = tried.count + 1
+		at.attempt = tried.count + 1
 	}
-	if deaths := l.note.Load().alone; deaths.offset == offset && l.topic.Retry.spent(deaths.count) {
-		l.at.verdict = fmt.Errorf("%w: %d times", errDeadly, deaths.count)
-		l.at.attempt = max(l.at.attempt, deaths.count)
+	if n.alone.offset == offset && l.topic.Retry.spent(n.alone.count) {
+		at.verdict = fmt.Errorf("%w: %d times", errDeadly, n.alone.count)
+		at.attempt = max(at.attempt, n.alone.count)
 	}
-	l.inherits = max(l.env.tried.offset, l.env.alone.offset) > offset
+	return false
+}
+
+// says reports whether the note is about single messages from offset on.
+func (n *note) says(offset int64) bool {
+	return len(n.tried.from(offset)) > 0 || n.alone.count > 0 && n.alone.offset >= offset || n.settled.end() > offset
 }
