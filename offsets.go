@@ -59,6 +59,23 @@ func (f *frontier) settle(offset int64) {
 	}
 }
 
+// ahead is what is settled beyond the frontier. Between two messages that were delivered one
+// after the other is nothing: if both are settled, they are in one range.
+func (f *frontier) ahead() ranges {
+	var r ranges
+	settled := false
+	for _, d := range f.open[f.head:] {
+		switch {
+		case d.settled && settled:
+			r[len(r)-1].to = d.offset + 1
+		case d.settled:
+			r = append(r, span{d.offset, d.offset + 1})
+		}
+		settled = d.settled
+	}
+	return r
+}
+
 // The committer takes frontiers to the broker, one request at a time, so that what
 // a request says is never older than what the one before it said. Whoever waits for
 // the turn finds his frontier in the next request together with everybody else's.
