@@ -6,7 +6,6 @@ package kgroup
 // deadletter.go.
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -113,8 +112,8 @@ func (l *lane) try(msg *Message) error {
 }
 
 func (l *lane) tryInTime(msg *Message) error {
-	ctx, cancel := context.WithTimeoutCause(l.ctx, l.topic.Timeout, ErrHandlerTimeout)
-	defer cancel()
+	ctx := newAttemptContext(l.ctx, l.topic.Timeout)
+	defer ctx.end()
 	err := handle(ctx, l.call, msg)
 	if err != nil && l.ctx.Err() == nil && ctx.Err() != nil {
 		err = fmt.Errorf("%w after %v: %w", ErrHandlerTimeout, l.topic.Timeout, err)
