@@ -276,7 +276,7 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 	}
 	if err != nil { // that, or two patterns match: nobody knows whose message it is
 		a.Error(err)
-		topic = Topic{Handler: refuse(err), Queue: defaultQueue, Retry: Retry{MinBackoff: time.Second, MaxBackoff: 30 * time.Second}}
+		topic = Topic{Handler: refuse(err), Workers: 1, Queue: defaultQueue, Retry: Retry{MinBackoff: time.Second, MaxBackoff: 30 * time.Second}}
 	}
 	env, err := parseEnvelope(claim.Metadata, claim.Offset)
 	if err != nil {
@@ -292,10 +292,9 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 		opens:     a.opens,
 		breaker:   a.breaker(claim.Topic, topic),
 		publish:   a.engine.Publish,
-		call:      asFunc(topic.Handler),
+		call:      topic.call(),
 		env:       env,
 		start:     claim.Offset,
-		queue:     newQueue(topic.Queue),
 		sealed:    sealed.Done(),
 		after:     closedChan,
 		done:      make(chan struct{}),
@@ -304,21 +303,29 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 		telling:   a.teller(claim.Partition),
 		frontier:  frontier{next: -1},
 	}
+	l.hand, l.crew = &hand{lane: l}, newCrew(l)
+	l.queue = newQueue(topic.Queue)
+	if l.crew != nil {
+		l.queue = newQueue(topic.Queue - l.crew.limit)
+	}
 	l.queue.yield = claim.Single
 	l.ctx, l.cancel = context.WithCancelCause(a.values)
 	l.settled.Store(-1)
 	l.committed.Store(-1)
 	if a.every { // each message waits for an answer of the broker's, so none is handled where it is polled
-		l.everyMessage = func(l *lane) { a.commitLane(sealed, g, l) }
-	} else {
+		l.everyMessage = func(l *lane, committed func() bool) { a.commitLane(sealed, g, l, committed) }
+	} else if l.crew == nil {
 		l.direct.relieve, l.direct.patience, l.direct.relief = claim.Relieve, claim.Patience, a.relief
-		l.direct.rest, l.direct.mean = restAtFirst, quickHandler
 	}
+	l.direct.start()
 	first := l.firstNote()
 	l.note.Store(first)
 	l.inherits = first.says(claim.Offset)
 	if offsets := first.settled.len(); offsets > 0 {
 		log.Debug("what an owner before has settled is not handled again", "offsets", offsets)
+	}
+	if l.crew != nil {
+		l.ahead = newRunAhead(claim.Offset, first.settled)
 	}
 	said := claim.Metadata
 	if l.opens == "" {
@@ -355,12 +362,12 @@ func (a *assignment) teller(p engine.Partition) chan struct{} {
 	return a.tellers[p]
 }
 
-// commitLane returns when the lane's frontier has been committed, or the lane was
-// sealed: then its drain commits it.
-func (a *assignment) commitLane(sealed context.Context, g *generation, l *lane) {
+// commitLane returns when what the lane has settled is committed, or the lane was sealed:
+// then its drain commits it.
+func (a *assignment) commitLane(sealed context.Context, g *generation, l *lane, committed func() bool) {
 	for {
 		_ = a.committer.commitUntil(sealed, g, a.committer.failed) // reported there
-		if l.committed.Load() >= l.settled.Load() {
+		if committed() {
 			return
 		}
 		if sealed.Err() != nil { // the seal is on its way; the next message must not be quicker

@@ -6,15 +6,32 @@ package kgroup
 // deadletter.go.
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/kgroup-go/kgroup/internal/engine"
 )
 
-// A progress is how far a lane is with its message. It outlives a goroutine that the
-// handler or a hook has ended.
+// A hand handles the messages of a lane, one at a time. A lane has one, which is that of
+// whose turn it is; with several workers each goroutine has its own (crew.go). It outlives
+// a goroutine that the handler or a hook has ended.
+type hand struct {
+	*lane
+	at      progress
+	holds   int64 // of the quarantine's gate
+	blocked atomic.Pointer[blocked]
+	headers map[string]string // header keys seen, so that they are not allocated each time
+	calls   int
+
+	// Of a crew: what it has taken, and whether it gives it up as a batch.
+	tasks []*task
+	split bool
+}
+
+// A progress is how far a hand is with its message.
 type progress struct {
 	attempt    int       // the one it is at, or would be; 0: none yet
 	attempting bool      // it is under way,
@@ -22,141 +39,160 @@ type progress struct {
 	began      time.Time // since then; zero: nothing had failed lately
 	failed     time.Time // the first one
 	uncounted  int       // failures that did not count
+	given      error     // what came of an attempt that was made together with others
+	broken     error     // its key is not known: what comes of all attempts
 	verdict    error     // the message is not handled any more, because of this
 }
 
 // finish handles one message until it is settled. It reports false if the lane is
 // at its end.
-func (l *lane) finish(record engine.Record) bool {
-	if l.closed.Load() {
+func (h *hand) finish(record engine.Record) bool {
+	if h.closed.Load() {
 		return false
 	}
 	var msg Message
-	l.read(record, &msg)
-	if l.at.attempt == 0 {
-		l.at.attempt = 1
-		l.frontier.deliver(msg.Offset)
-		if l.inherits && l.inherit(msg.Offset, &l.at) {
-			l.pass(msg.Offset)
+	h.read(record, &msg)
+	if h.at.attempt == 0 { // a crew's has been
+		h.at.attempt = 1
+		h.frontier.deliver(msg.Offset)
+		if h.inherits && h.inherit(msg.Offset, &h.at) {
+			h.pass(msg.Offset)
 			return true
 		}
 	}
-	for l.at.verdict == nil {
-		msg.Attempt = l.at.attempt
+	for h.at.verdict == nil {
+		msg.Attempt = h.at.attempt
 		err, guarded := errGoexit, true
-		if !l.at.attempting {
-			if guarded = l.breaker.mode.Load() != calm || l.quarantine != nil; guarded && !l.begin(msg.Offset) {
+		switch {
+		case h.at.attempting: // and a goroutine was ended
+		case h.at.given != nil:
+			err, h.at.given = h.at.given, nil
+		default:
+			if guarded = h.breaker.mode.Load() != calm || h.quarantine != nil; guarded && !h.begin(msg.Offset) {
 				return false
 			}
-			l.at.attempting = true
-			err = l.try(&msg)
+			h.at.attempting = true
+			err = h.attempt(&msg)
 		}
-		l.at.attempting = false
+		h.at.attempting = false
 		if err == nil {
-			l.settle(msg.Offset)
-			if guarded || l.blocked.Load() != nil {
-				l.succeed()
+			h.settle(msg.Offset)
+			if guarded || h.blocked.Load() != nil {
+				h.succeed()
 			}
 			return true
 		}
-		if l.holds != 0 {
-			l.quarantine.leave(l)
+		if h.holds != 0 {
+			h.quarantine.leave(h)
 		}
-		if !l.fail(msg, err) {
+		if !h.fail(msg, err) {
 			return false
 		}
 	}
-	return l.condemn(msg)
+	return h.condemn(msg)
 }
 
 // begin waits until an attempt may begin, where something has failed lately, or somebody
 // has died. It reports false if the lane is sealed meanwhile.
-func (l *lane) begin(offset int64) bool {
-	l.at.as, l.at.began = normal, time.Time{}
-	if mode := l.breaker.mode.Load(); mode != calm {
+func (h *hand) begin(offset int64) bool {
+	h.at.as, h.at.began = normal, time.Time{}
+	if mode := h.breaker.mode.Load(); mode != calm {
 		if mode == open {
-			if l.at.as = l.breaker.admit(l.sealed); l.at.as == refused || isClosed(l.sealed) {
+			if h.at.as = h.breaker.admit(h.sealed); h.at.as == refused || isClosed(h.sealed) {
 				return false
 			}
 		}
-		l.at.began = time.Now()
+		h.at.began = time.Now()
 	}
-	return l.quarantine == nil || l.quarantine.enter(l, offset)
+	return h.quarantine == nil || h.quarantine.enter(h, offset)
 }
 
 // succeed says what the success of a message, which is settled, means to others.
-func (l *lane) succeed() {
-	as, began := l.at.as, l.at.began
-	l.at = progress{}
-	if l.holds != 0 {
-		l.quarantine.leave(l)
+func (h *hand) succeed() {
+	as, began := h.at.as, h.at.began
+	h.at = progress{}
+	if h.holds != 0 {
+		h.quarantine.leave(h)
 	}
-	if l.breaker.mode.Load() != calm {
-		l.breaker.succeeded(as, began)
+	if h.breaker.mode.Load() != calm {
+		h.breaker.succeeded(as, began)
 	}
-	l.unblock()
+	h.unblock()
 }
 
-// try makes one attempt, and now and then takes its time.
-func (l *lane) try(msg *Message) error {
-	if l.topic.Timeout > 0 {
-		return l.tryInTime(msg)
+// attempt makes one attempt, and now and then takes its time.
+func (h *hand) attempt(msg *Message) error {
+	if h.at.broken != nil {
+		return h.at.broken
 	}
-	if !l.direct.timed() {
-		return handle(l.ctx, l.call, msg)
+	h.calls++
+	if h.calls%sampled != 0 {
+		return h.handle(msg)
 	}
 	began := time.Now()
-	err := handle(l.ctx, l.call, msg)
-	l.direct.took(time.Since(began))
+	err := h.handle(msg)
+	h.took(time.Since(began))
 	return err
 }
 
-func (l *lane) tryInTime(msg *Message) error {
-	ctx := newAttemptContext(l.ctx, l.topic.Timeout)
+// handle calls the handler.
+func (h *hand) handle(msg *Message) error {
+	if h.topic.Timeout > 0 {
+		return h.inTime(func(ctx context.Context) error { return handle(ctx, h.call, msg) })
+	}
+	return handle(h.ctx, h.call, msg)
+}
+
+// inTime makes an attempt that ends after Topic.Timeout.
+func (h *hand) inTime(try func(context.Context) error) error {
+	ctx := newAttemptContext(h.ctx, h.topic.Timeout)
 	defer ctx.end()
-	err := handle(ctx, l.call, msg)
-	if err != nil && l.ctx.Err() == nil && ctx.Err() != nil {
-		err = fmt.Errorf("%w after %v: %w", ErrHandlerTimeout, l.topic.Timeout, err)
+	err := try(ctx)
+	if err != nil && h.ctx.Err() == nil && ctx.Err() != nil {
+		err = fmt.Errorf("%w after %v: %w", ErrHandlerTimeout, h.topic.Timeout, err)
 	}
 	return err
 }
 
 // fail decides what follows an attempt that has failed, and waits until the next one
 // is due, or there is a verdict. It reports false if the lane is at its end.
-func (l *lane) fail(msg Message, err error) bool {
-	ended := l.ctx.Err() != nil || l.closed.Load() // a handler may have seen the shutdown before it was cancelled
-	o := l.topic.settle(err, msg.Attempt, ended)
+func (h *hand) fail(msg Message, err error) bool {
+	ended := h.ctx.Err() != nil || h.closed.Load() // a handler may have seen the shutdown before it was cancelled
+	o := h.topic.settle(err, msg.Attempt, ended)
 	if o == abandon {
 		return false
 	}
-	if l.at.failed.IsZero() {
-		l.at.failed = time.Now()
+	if h.at.failed.IsZero() {
+		h.at.failed = time.Now()
 	}
-	var counts bool
 	permanent := isPermanent(err)
-	if permanent {
-		counts = l.breaker.evaded(l.at.as)
-	} else {
-		counts = l.breaker.failed(l.partition, msg.Offset, err)
-	}
+	counts := h.counts(msg.Offset, err, permanent)
 	switch {
-	case !counts && (permanent || l.at.as != asProbe || !l.topic.spent(msg.Attempt+l.at.uncounted) || !l.breaker.trial()):
-		l.at.uncounted++
-		return l.pause(msg, err)
+	case !counts && (permanent || h.at.as != asProbe || !h.topic.spent(msg.Attempt+h.at.uncounted) || !h.breaker.trial()):
+		h.at.uncounted++
+		return h.pause(msg, err)
 	case !counts:
 		o = bury // on trial
-	case o == bury && !permanent && l.breaker.doubtful(l.partition, msg.Offset, l.at.failed) && !l.breaker.trial():
-		l.at.uncounted++
-		return l.backoff(msg, err, retry) // with this attempt once more
+	case o == bury && !permanent && h.breaker.doubtful(h.partition, msg.Offset, h.at.failed) && !h.breaker.trial():
+		h.at.uncounted++
+		return h.backoff(msg, err, retry) // with this attempt once more
 	}
 	if o == bury {
-		l.at.verdict = err
-		l.failed(msg.Offset, max(msg.Attempt, l.topic.Retry.MaxAttempts))
+		h.at.verdict = err
+		h.failed(msg.Offset, max(msg.Attempt, h.topic.Retry.MaxAttempts))
 		return true
 	}
-	l.failed(msg.Offset, msg.Attempt)
-	l.at.attempt++
-	return l.backoff(msg, err, o)
+	h.failed(msg.Offset, msg.Attempt)
+	h.at.attempt++
+	return h.backoff(msg, err, o)
+}
+
+// counts tells the breaker of an attempt that has failed, and reports whether it counts.
+func (h *hand) counts(offset int64, err error, permanent bool) bool {
+	if permanent {
+		return h.breaker.evaded(h.at.as)
+	}
+	return h.breaker.failed(h.partition, offset, err)
 }
 
 // errGoexit is the error of an attempt that neither returned nor panicked.
@@ -164,32 +200,34 @@ var errGoexit = errors.New("handler ended its goroutine (runtime.Goexit, or Fail
 
 // backoff says what happened and waits until the next attempt is due. It reports
 // false if the lane was sealed: a drain or a shutdown ends a backoff at once.
-func (l *lane) backoff(msg Message, err error, o outcome) bool {
-	wait := l.topic.Retry.backoff(o, msg.Attempt, err)
-	if _, told := retryAfter(err); !told && o == retry && l.breaker.doubtful(l.partition, msg.Offset, l.at.failed) {
-		wait = max(wait, l.breaker.pace())
+func (h *hand) backoff(msg Message, err error, o outcome) bool {
+	wait := h.topic.Retry.backoff(o, msg.Attempt, err)
+	if _, told := retryAfter(err); !told && o == retry && h.breaker.doubtful(h.partition, msg.Offset, h.at.failed) {
+		wait = max(wait, h.breaker.pace())
 	}
-	l.block(handlerError(msg, err), o == hold, wait)
-	return l.sleep(wait)
+	h.block(handlerError(msg, err), o == hold, wait)
+	return h.sleep(wait)
 }
 
 // pause says what happened while the breaker is open: that is what is waited for, unless
 // the error knows better.
-func (l *lane) pause(msg Message, err error) bool {
+func (h *hand) pause(msg Message, err error) bool {
 	wait, _ := retryAfter(err)
-	l.block(handlerError(msg, err), false, max(wait, l.topic.Breaker.Probe))
-	return l.sleep(wait)
+	h.block(handlerError(msg, err), false, max(wait, h.topic.Breaker.Probe))
+	return h.sleep(wait)
 }
 
 // sleep reports false if the lane was sealed when d has passed, or before.
-func (l *lane) sleep(d time.Duration) bool {
+func (h *hand) sleep(d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
+	h.rest()
 	select {
 	case <-timer.C:
-	case <-l.sealed:
+	case <-h.sealed:
 	}
-	return !isClosed(l.sealed)
+	h.resume()
+	return !isClosed(h.sealed)
 }
 
 func handlerError(msg Message, err error) *HandlerError {
@@ -199,9 +237,9 @@ func handlerError(msg Message, err error) *HandlerError {
 // block makes a failed attempt visible: a warning, and an error once when the
 // message is held. A message may fail for hours: the stack of a panic is logged once,
 // when the panic is another one, and when the message is held.
-func (l *lane) block(err *HandlerError, held bool, wait time.Duration) {
+func (h *hand) block(err *HandlerError, held bool, wait time.Duration) {
 	b := &blocked{err: err, since: time.Now(), held: held}
-	if old := l.blocked.Load(); old != nil {
+	if old := h.blocked.Load(); old != nil {
 		b.since, b.held, b.panicked = old.since, held || old.held, old.panicked
 		held = held && !old.held
 	}
@@ -210,21 +248,21 @@ func (l *lane) block(err *HandlerError, held bool, wait time.Duration) {
 		attrs = append(attrs, "stack", string(p.Stack))
 		b.panicked = p.Error()
 	}
-	l.blocked.Store(b)
+	h.blocked.Store(b)
 	if !held {
-		l.log.Warn("attempt failed", attrs...)
+		h.log.Warn("attempt failed", attrs...)
 		return
 	}
-	l.log.Error("message held: its partition does not go on", attrs...)
-	if l.hooks.Blocked != nil {
-		l.tell(func() { l.hooks.Blocked(err) })
+	h.log.Error("message held: its partition does not go on", attrs...)
+	if h.hooks.Blocked != nil {
+		h.tell(func() { h.hooks.Blocked(err) })
 	}
 }
 
-func (l *lane) unblock() {
-	b := l.blocked.Swap(nil)
-	if b != nil && b.held && l.hooks.Unblocked != nil {
-		l.tell(func() { l.hooks.Unblocked(b.err.Topic, b.err.Partition, b.err.Offset) })
+func (h *hand) unblock() {
+	b := h.blocked.Swap(nil)
+	if b != nil && b.held && h.hooks.Unblocked != nil {
+		h.tell(func() { h.hooks.Unblocked(b.err.Topic, b.err.Partition, b.err.Offset) })
 	}
 }
 

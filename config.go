@@ -162,11 +162,32 @@ type Topics map[string]Topic
 // A Topic says how the messages of one topic, or of all that match one pattern,
 // are handled.
 type Topic struct {
-	// Handler handles the messages. Required.
+	// Handler handles the messages, one at a time. Either it or Batch.Handler is required.
 	Handler Handler
 
+	// Batch handles several messages at once, instead of Handler.
+	Batch Batch
+
+	// Workers is how many messages of one partition are handled at once. With more than one,
+	// order is kept among messages of the same key only: never two of a key are handled at
+	// once, and each waits for those before it. Messages without a key have no order. A key
+	// that waits, for a retry or because its message is held, keeps no other key from going on
+	// until 16,384 messages have been delivered behind it, or half of Queue wait. (Offsets far
+	// apart, as in a compacted topic, make it fewer.) Zero: 1. At most 16,384; negative is a
+	// mistake.
+	//
+	// With batches, it is how many of them.
+	Workers int
+
+	// Key returns what Workers keep in order, if it is not the record's key; nil: this message
+	// needs no order. It is called once for a message, must depend on nothing else, and
+	// should be quick: the partition waits for it. A panic is a failed attempt. Nil: the
+	// record's key.
+	Key func(Message) []byte
+
 	// Queue is how many messages of one partition may be taken from the engine and
-	// not yet handed to the handler. Zero: 256. Negative is a mistake.
+	// not yet handed to the handler, those included that wait for their key or for a retry
+	// while others go on. Zero: 256, or twice Workers if that is more. Negative is a mistake.
 	Queue int
 
 	// Timeout is how long one attempt may take, at least 1 ms. Then its context is
@@ -338,6 +359,8 @@ const (
 	defaultConnect    = 10 * time.Second
 	defaultCommit     = time.Second
 	defaultQueue      = 256
+	defaultBatchSize  = 100
+	defaultBatchWait  = 100 * time.Millisecond
 	defaultMinBackoff = 100 * time.Millisecond
 	defaultMaxBackoff = 30 * time.Second
 
@@ -401,7 +424,10 @@ func (c Config) withDefaults() Config {
 }
 
 func (t Topic) withDefaults() Topic {
-	t.Queue = cmp.Or(t.Queue, defaultQueue)
+	t.Workers = cmp.Or(t.Workers, 1)
+	t.Queue = cmp.Or(t.Queue, max(defaultQueue, 2*t.Workers))
+	t.Batch.Size = cmp.Or(t.Batch.Size, defaultBatchSize)
+	t.Batch.Wait = cmp.Or(t.Batch.Wait, defaultBatchWait)
 	r := &t.Retry
 	if r.MinBackoff == 0 {
 		r.MinBackoff = defaultMinBackoff
@@ -550,12 +576,8 @@ func topicField(name string) string { return fmt.Sprintf("Topics[%q]", name) }
 func (m *mistakes) topicUse(topics Topics) {
 	for _, name := range slices.Sorted(maps.Keys(topics)) {
 		t, field := topics[name], topicField(name)
-		switch {
-		case t.Handler == nil:
-			m.add(field+".Handler", "is nil; every topic needs a handler")
-		case isNil(t.Handler):
-			m.add(field+".Handler", "is a nil %T, which would be called all the same; give it a value", t.Handler)
-		}
+		m.handler(field, t)
+		m.concurrency(field, t)
 		if t.Queue < 0 {
 			m.add(field+".Queue", "is %d; use zero for the default of %d", t.Queue, defaultQueue)
 		}
@@ -571,6 +593,41 @@ func (m *mistakes) topicUse(topics Topics) {
 		m.breaker(field+".Breaker", t.Breaker)
 	}
 	m.circles(topics)
+}
+
+// handler checks that there is one.
+func (m *mistakes) handler(field string, t Topic) {
+	switch {
+	case t.Handler == nil && t.Batch.Handler == nil:
+		m.add(field+".Handler", "is nil; every topic needs a handler, or Batch.Handler")
+	case t.Handler != nil && t.Batch.Handler != nil:
+		m.add(field+".Handler", "is set, and so is Batch.Handler; a topic has one of them")
+	}
+	if t.Handler != nil && isNil(t.Handler) {
+		m.add(field+".Handler", "is a nil %T, which would be called all the same; give it a value", t.Handler)
+	}
+	if t.Batch.Handler != nil && isNil(t.Batch.Handler) {
+		m.add(field+".Batch.Handler", "is a nil %T, which would be called all the same; give it a value", t.Batch.Handler)
+	}
+}
+
+// concurrency checks how many messages are handled at once.
+func (m *mistakes) concurrency(field string, t Topic) {
+	if t.Workers < 1 || t.Workers > maxAhead {
+		m.add(field+".Workers", "is %d; use 1 to %d, or zero for 1", t.Workers, maxAhead)
+	}
+	if t.Batch.Handler == nil {
+		if b := t.Batch; b.Size != defaultBatchSize || b.Wait != defaultBatchWait {
+			m.add(field+".Batch", "has a Size or a Wait, but no Handler")
+		}
+		return
+	}
+	if t.Batch.Size < 1 || t.Batch.Size > maxBatch {
+		m.add(field+".Batch.Size", "is %d; use 1 to %d, or zero for the default of %d", t.Batch.Size, maxBatch, defaultBatchSize)
+	}
+	if t.Batch.Wait >= 0 {
+		m.duration(field+".Batch.Wait", t.Batch.Wait)
+	}
 }
 
 func (m *mistakes) deadLetter(field string, t Topic) {

@@ -269,7 +269,7 @@ func TestDefaults(t *testing.T) {
 	assert.Equal(t, 20*time.Second, c.shutdownGrace())
 
 	// Funcs cannot be compared, text can.
-	c.Topics["orders"] = Topic{Queue: 1, Retry: Retry{MinBackoff: 1, MaxBackoff: 2, MaxAttempts: 3}}
+	c.Topics["orders"] = Topic{Queue: 1, Workers: 2, Batch: Batch{Size: 3, Wait: 4}, Retry: Retry{MinBackoff: 1, MaxBackoff: 2, MaxAttempts: 3}}
 	assert.Equal(t, fmt.Sprintf("%+v", c), fmt.Sprintf("%+v", c.withDefaults()), "not idempotent")
 }
 

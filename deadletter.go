@@ -16,62 +16,63 @@ import (
 	"github.com/kgroup-go/kgroup/internal/engine"
 )
 
-// condemn finishes a message that is not handled any more, because of l.at.verdict. It
+// condemn finishes a message that is not handled any more, because of h.at.verdict. It
 // reports false if the lane is at its end; then the next owner comes to the same end.
-func (l *lane) condemn(msg Message) bool {
-	msg.Attempt = l.at.attempt
-	why := handlerError(msg, l.at.verdict)
-	l.quarantine.acquit(l) // what is behind it must not wait for what it waits for
-	if l.topic.DeadLetter == "" {
-		l.block(why, true, 0)
-		<-l.sealed
+func (h *hand) condemn(msg Message) bool {
+	msg.Attempt = h.at.attempt
+	why := handlerError(msg, h.at.verdict)
+	h.quarantine.acquit(h.lane) // what is behind it must not wait for what it waits for
+	if h.topic.DeadLetter == "" {
+		h.block(why, true, 0)
+		h.rest()
+		<-h.sealed
 		return false
 	}
-	letter, text := l.letter(msg, true), true
+	letter, text := h.letter(msg, true), true
 	for try := 1; ; try++ {
-		err := l.publish(l.ctx, letter)
+		err := h.publish(h.ctx, letter)
 		if errors.Is(err, engine.ErrTooLarge) && text {
-			letter, text = l.letter(msg, false), false
-			err = l.publish(l.ctx, letter)
+			letter, text = h.letter(msg, false), false
+			err = h.publish(h.ctx, letter)
 		}
 		if err == nil {
-			l.buried(why)
+			h.buried(why)
 			return true
 		}
-		if l.ctx.Err() != nil {
+		if h.ctx.Err() != nil {
 			return false
 		}
 		o := retry
-		if l.topic.Retry.exhausted(try) || errors.Is(err, engine.ErrTooLarge) {
+		if h.topic.Retry.exhausted(try) || errors.Is(err, engine.ErrTooLarge) {
 			o = hold
 		}
-		wait := l.topic.Retry.backoff(o, try, nil)
-		l.block(handlerError(msg, fmt.Errorf("write to the dead-letter topic %q: %w (it goes there because of: %w)", l.topic.DeadLetter, err, l.at.verdict)), o == hold, wait)
-		if !l.sleep(wait) {
+		wait := h.topic.Retry.backoff(o, try, nil)
+		h.block(handlerError(msg, fmt.Errorf("write to the dead-letter topic %q: %w (it goes there because of: %w)", h.topic.DeadLetter, err, h.at.verdict)), o == hold, wait)
+		if !h.sleep(wait) {
 			return false
 		}
 	}
 }
 
 // buried settles a message whose letter the brokers have.
-func (l *lane) buried(why *HandlerError) {
-	l.settle(why.Offset)
-	l.at = progress{}
-	l.log.Warn("message is a dead letter now", "offset", why.Offset, "attempts", why.Attempts, "dead_letter", l.topic.DeadLetter, "error", why.Err)
-	l.unblock()
-	if l.hooks.DeadLetter != nil {
-		l.tell(func() { l.hooks.DeadLetter(why) })
+func (h *hand) buried(why *HandlerError) {
+	h.settle(why.Offset)
+	h.at = progress{}
+	h.log.Warn("message is a dead letter now", "offset", why.Offset, "attempts", why.Attempts, "dead_letter", h.topic.DeadLetter, "error", why.Err)
+	h.unblock()
+	if h.hooks.DeadLetter != nil {
+		h.tell(func() { h.hooks.DeadLetter(why) })
 	}
 }
 
 // letter is what is written for a message. text says whether to add the words of the
 // error: a message may be as large as the topic takes.
-func (l *lane) letter(msg Message, text bool) engine.Letter {
+func (h *hand) letter(msg Message, text bool) engine.Letter {
 	o := provenance{
-		msg: msg, err: l.at.verdict, group: l.group, handler: fmt.Sprintf("%T", l.topic.Handler), at: time.Now(),
+		msg: msg, err: h.at.verdict, group: h.group, handler: h.topic.handlerType(), at: time.Now(),
 	}
 	var all, added []engine.Header
-	switch l.topic.DeadLetterHeaders {
+	switch h.topic.DeadLetterHeaders {
 	case SpringHeaders:
 		all = o.spring()
 	case ConnectHeaders:
@@ -91,7 +92,7 @@ func (l *lane) letter(msg Message, text bool) engine.Letter {
 		}
 	}
 	return engine.Letter{
-		Partition: engine.Partition{Topic: l.topic.DeadLetter, Number: msg.Partition},
+		Partition: engine.Partition{Topic: h.topic.DeadLetter, Number: msg.Partition},
 		Key:       msg.Key,
 		Value:     msg.Value,
 		Headers:   append(kept, added...),

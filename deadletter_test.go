@@ -396,8 +396,11 @@ func TestLetter(t *testing.T) {
 			Timestamp: time.Date(1999, 12, 31, 23, 0, 0, 7e6, time.FixedZone("", 3600)),
 			Headers:   []Header{{"trace", []byte("1")}, {"kgroup-attempts", []byte("9")}, {"trace", nil}},
 		}
-		l := &lane{group: "billing", at: progress{verdict: Permanent(fmt.Errorf("x: %w", errHandler))}, topic: Topic{Handler: HandlerFunc(nil), DeadLetter: "orders.dlq"}}
-		letter := l.letter(msg, true)
+		h := &hand{
+			lane: &lane{group: "billing", topic: Topic{Handler: HandlerFunc(nil), DeadLetter: "orders.dlq"}},
+			at:   progress{verdict: Permanent(fmt.Errorf("x: %w", errHandler))},
+		}
+		letter := h.letter(msg, true)
 		assert.Equal(t, engine.Letter{
 			Partition: engine.Partition{Topic: "orders.dlq", Number: 3}, Key: msg.Key, Value: msg.Value, Timestamp: msg.Timestamp,
 			Headers: []engine.Header{
@@ -413,8 +416,8 @@ func TestLetter(t *testing.T) {
 			},
 		}, letter)
 
-		l.topic.DeadLetterHeaders = SpringHeaders
-		l.at.verdict = &PanicError{Value: "oops", Stack: []byte("goroutine 1")}
+		h.topic.DeadLetterHeaders = SpringHeaders
+		h.at.verdict = &PanicError{Value: "oops", Stack: []byte("goroutine 1")}
 		assert.Equal(t, []engine.Header{
 			{Key: "trace", Value: []byte("1")}, {Key: "kgroup-attempts", Value: []byte("9")}, {Key: "trace"},
 			{Key: "kafka_dlt-original-topic", Value: []byte("orders")},
@@ -426,10 +429,10 @@ func TestLetter(t *testing.T) {
 			{Key: "kafka_dlt-exception-fqcn", Value: []byte("*kgroup.PanicError")},
 			{Key: "kafka_dlt-exception-message", Value: []byte("handler panicked: oops")},
 			{Key: "kafka_dlt-exception-stacktrace", Value: []byte("goroutine 1")},
-		}, l.letter(msg, true).Headers)
+		}, h.letter(msg, true).Headers)
 
-		l.topic.DeadLetterHeaders = ConnectHeaders
-		l.at.verdict = RetryAfter(errHandler, time.Second)
+		h.topic.DeadLetterHeaders = ConnectHeaders
+		h.at.verdict = RetryAfter(errHandler, time.Second)
 		assert.Equal(t, []engine.Header{
 			{Key: "trace", Value: []byte("1")}, {Key: "kgroup-attempts", Value: []byte("9")}, {Key: "trace"},
 			{Key: "__connect.errors.topic", Value: []byte("orders")},
@@ -442,29 +445,29 @@ func TestLetter(t *testing.T) {
 			{Key: "__connect.errors.exception.class.name", Value: []byte("*errors.errorString")},
 			{Key: "__connect.errors.exception.message", Value: []byte("bank is closed")},
 			{Key: "__connect.errors.exception.stacktrace", Value: []byte("bank is closed")},
-		}, l.letter(msg, true).Headers)
+		}, h.letter(msg, true).Headers)
 
 		for _, style := range []DeadLetterHeaders{KgroupHeaders, SpringHeaders, ConnectHeaders} {
-			l.topic.DeadLetterHeaders = style
-			for _, h := range l.letter(msg, false).Headers {
+			h.topic.DeadLetterHeaders = style
+			for _, h := range h.letter(msg, false).Headers {
 				assert.NotContains(t, string(h.Value), "closed", h.Key)
 			}
-			l.at.verdict = errors.New(strings.Repeat("ü", maxErrorText))
-			for _, h := range l.letter(msg, true).Headers {
+			h.at.verdict = errors.New(strings.Repeat("ü", maxErrorText))
+			for _, h := range h.letter(msg, true).Headers {
 				assert.LessOrEqual(t, len(h.Value), maxErrorText, h.Key)
 				if strings.Contains(h.Key, "message") {
 					assert.True(t, utf8.Valid(h.Value), h.Key)
 				}
 			}
-			l.at.verdict = errHandler
+			h.at.verdict = errHandler
 		}
 	})
 }
 
 // A record without key and value makes a letter without.
 func TestLetterOfATombstone(t *testing.T) {
-	l := &lane{at: progress{verdict: errHandler}, topic: Topic{DeadLetter: "orders.dlq"}}
-	letter := l.letter(Message{Offset: math.MaxInt64}, true)
+	h := &hand{lane: &lane{topic: Topic{DeadLetter: "orders.dlq"}}, at: progress{verdict: errHandler}}
+	letter := h.letter(Message{Offset: math.MaxInt64}, true)
 	assert.Nil(t, letter.Key)
 	assert.Nil(t, letter.Value)
 }

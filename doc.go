@@ -34,8 +34,9 @@
 //     "join and leave under load", "handler slower than the session".
 //
 //  3. Order. Messages of one partition are handled one after the other, in the order
-//     of their offsets, retries included. TestRetryKeepsOrder,
-//     TestWhoPollsIsRelieved, TestWhoPollsIsNotRelievedBetweenMessages,
+//     of their offsets, retries included; with Topic.Workers, those of the same key are.
+//     TestRetryKeepsOrder, TestWhoPollsIsRelieved,
+//     TestWhoPollsIsNotRelievedBetweenMessages, TestWorkersSimulation,
 //     "join and leave under load", "join and leave, quick handlers".
 //
 //  4. One owner. A partition is never handed out while this member does not hold it,
@@ -47,7 +48,7 @@
 //     What cannot be bounded is a handler that ignores its cancelled context: it is
 //     named in the error of Run or in Health, its offset stays uncommitted, and its
 //     partition is not handled again in this process until it has returned.
-//     TestQueueBound, TestShutdownTimeoutIsKept, TestOrphan,
+//     TestQueueBound, TestWorkersAreBounded, TestShutdownTimeoutIsKept, TestOrphan,
 //     "handler ignores its cancelled context".
 //
 //  6. Loud. What stops progress is an error from Run, or a hook, a log line and an
@@ -69,12 +70,16 @@
 // # Bounds
 //
 // A partition holds at most Topic.Queue messages that were taken from Kafka and not
-// handed to the handler; in Partitions mode, where a fetched batch is taken as a
-// whole, two batches more. Below that the engine buffers 4096 messages a partition (256
+// handed to the handler, and those that are being handled: one, or Topic.Workers, or
+// Workers times Batch.Size; in Partitions mode, where a fetched batch is taken as a
+// whole, two batches more. With Workers or batches, up to 16,384 offsets are remembered
+// that were settled before one in front of them was. Below that the engine buffers 4096 messages a partition (256
 // in Partitions mode) and one fetch response a broker. A consumer has 6 goroutines of
 // its own, one for each partition (three in Partitions mode), one more for each that
 // waits in a handler which used to be quick, and short-lived ones for single requests;
-// the engine has about as many. Of the functions that may be asked for credentials at
+// with Workers, so many for a partition instead of one, when there is work for them, and
+// one for each message that waits for its next attempt (half of Queue at most). The
+// engine has about as many. Of the functions that may be asked for credentials at
 // each connection 8 run at once at most.
 //
 // Connecting takes at most Config.ConnectTimeout for one attempt, TLS and SASL

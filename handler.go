@@ -22,15 +22,16 @@ import (
 // before the work is done; a goroutine left behind by Handle is not waited for.
 //
 // Returning an error, or panicking, keeps the message: Handle is called again
-// after a backoff (see [Retry]), and the later messages of the partition wait, so
-// that order is kept. After Retry.MaxAttempts, or an error wrapped by [Permanent],
+// after a backoff (see [Retry]), and the later messages of the partition, or with
+// Topic.Workers of the same key, wait, so that order is kept. After Retry.MaxAttempts, or an error wrapped by [Permanent],
 // which says that trying soon is useless, it goes to Topic.DeadLetter. Without that
 // topic it is held: reported as blocked, and tried again every Retry.MaxBackoff,
 // because only a change outside can help. To drop a message, log it and return nil.
 //
 // Within one partition Handle is called for one message after the other, in
-// offset order. Partitions are handled side by side: a Handler that serves more
-// than one must be safe for concurrent use. It must not wait for another message's
+// offset order; with Topic.Workers, for several at once, and in order for those of
+// the same key. Partitions are handled side by side: a Handler that serves more
+// than one, or has Workers, must be safe for concurrent use. It must not wait for another message's
 // handling: after a crash, some are handled while nothing else is.
 //
 // The context carries the values of the context given to Run, but not its

@@ -63,7 +63,8 @@ type LaneHealth struct {
 	HighWatermark int64 // the end of the partition as of the last fetch; -1: not known
 
 	// Blocked is what the handler of the message that is next at Frontier returned last,
-	// and BlockedSince when it failed first. Nil while the lane goes on.
+	// and BlockedSince when it failed first. Nil while the lane goes on. With Topic.Workers
+	// it is the first of the messages that fail.
 	Blocked      *HandlerError
 	BlockedSince time.Time
 
@@ -155,7 +156,7 @@ func (l *lane) health(marks map[engine.Partition]int64) LaneHealth {
 	if mark, known := marks[l.partition]; known {
 		h.HighWatermark = mark
 	}
-	if b := l.blocked.Load(); b != nil {
+	if b := l.blocking(); b != nil {
 		h.Blocked, h.BlockedSince, h.held = b.err, b.since, b.held
 	}
 	return h

@@ -35,12 +35,14 @@ type lane struct {
 	// has ended.
 	batch  []engine.Record
 	passed bool
-	at     progress
-	holds  int64 // of the quarantine's gate
+	hand   *hand
+
+	crew     *crew // nil: one message is handled at a time
+	frontier frontier
+	inherits bool      // note says something about messages that were not handled yet
+	ahead    *runAhead // of a crew
 	// uncommitted are messages settled since the quarantine has committed them.
-	uncommitted int
-	frontier    frontier
-	inherits    bool // note says something about messages that were not handled yet
+	uncommitted atomic.Int64
 
 	direct     direct
 	breaker    *breaker
@@ -55,11 +57,12 @@ type lane struct {
 	// settled publishes the frontier to the committer; -1: nothing to commit.
 	settled   atomic.Int64
 	committed atomic.Int64
-	// everyMessage, if not nil, waits until the frontier has been committed.
-	everyMessage func(*lane)
+	// offered is how much of what a crew has settled was in its last commit, and saved in the
+	// last one that was acknowledged.
+	offered, saved atomic.Uint64
+	// everyMessage, if not nil, commits until what was settled is committed.
+	everyMessage func(l *lane, committed func() bool)
 
-	blocked atomic.Pointer[blocked]
-	headers map[string]string // header keys seen, so that they are not allocated each time
 	log     *slog.Logger
 	hooks   *Hooks
 	telling chan struct{} // holds a value while a hook is called, for any lane of the partition
@@ -67,6 +70,10 @@ type lane struct {
 
 // work is the lane's worker.
 func (l *lane) work() {
+	if l.crew != nil {
+		l.workTogether()
+		return
+	}
 	ended := false
 	defer func() {
 		if !ended { // the handler or a hook called runtime.Goexit, as t.FailNow does
@@ -74,7 +81,7 @@ func (l *lane) work() {
 			return
 		}
 		defer close(l.done) // also if the hook does
-		l.unblock()
+		l.hand.unblock()
 	}()
 	select {
 	case <-l.after:
@@ -90,6 +97,16 @@ func (l *lane) work() {
 	ended = true
 }
 
+// workTogether is the same with a crew.
+func (l *lane) workTogether() {
+	select {
+	case <-l.after:
+		l.crew.begin()
+	case <-l.sealed:
+		close(l.done)
+	}
+}
+
 // finishBatch handles what has been taken, and goes on with it where a goroutine was
 // ended. It reports false if the lane is at its end.
 func (l *lane) finishBatch() bool {
@@ -98,13 +115,13 @@ func (l *lane) finishBatch() bool {
 			l.batch[0] = nil
 			l.batch, l.passed = l.batch[1:], false
 		}
-		if l.everyMessage != nil && l.committed.Load() < l.settled.Load() {
-			l.everyMessage(l)
+		if l.everyMessage != nil && !l.isCommitted() {
+			l.everyMessage(l, l.isCommitted)
 		}
 		if len(l.batch) == 0 {
 			return true
 		}
-		if !l.finish(l.batch[0]) {
+		if !l.hand.finish(l.batch[0]) {
 			return false
 		}
 	}
@@ -112,24 +129,42 @@ func (l *lane) finishBatch() bool {
 
 // settle moves the frontier over a message, before a hook that may not return hears
 // of it: a message that is settled is not handled again.
-func (l *lane) settle(offset int64) {
-	l.pass(offset)
-	if l.quarantine != nil {
-		l.quarantine.settled(l)
+func (h *hand) settle(offset int64) {
+	h.at.attempt = 0
+	if h.crew != nil {
+		h.crew.settle(h.tasks[0])
+	} else {
+		h.pass(offset)
+	}
+	if h.quarantine != nil {
+		h.quarantine.settled(h)
 	}
 }
 
-// pass moves the frontier over a message, and over what owners before have settled behind
-// it.
-func (l *lane) pass(offset int64) {
-	l.passed, l.at.attempt = true, 0
-	l.frontier.settle(offset)
+// pass settles a message of a lane that handles one at a time.
+func (h *hand) pass(offset int64) {
+	h.passed, h.at.attempt = true, 0
+	h.frontier.settle(offset)
+	h.advance()
+}
+
+// advance publishes the frontier, and what owners before have settled behind it.
+func (l *lane) advance() {
 	next := l.frontier.next
-	if l.inherits {
+	if next < 0 {
+		return // the first is not settled yet
+	}
+	if l.inherits || l.crew != nil {
 		next = l.note.Load().settled.past(next)
 	}
 	l.settled.Store(next)
+	if l.ahead != nil {
+		l.ahead.pass(next)
+	}
 }
+
+// isCommitted reports whether the frontier is.
+func (l *lane) isCommitted() bool { return l.committed.Load() >= l.settled.Load() }
 
 // tell calls a hook, never two at once for one partition: its loss is told by another
 // goroutine than its worker's, and an orphan may outlive several lanes.
@@ -140,10 +175,10 @@ func (l *lane) tell(hook func()) {
 }
 
 // read takes a record apart.
-func (l *lane) read(r engine.Record, msg *Message) {
+func (h *hand) read(r engine.Record, msg *Message) {
 	var headers int
 	msg.Key, msg.Value, headers = r.Payload()
-	msg.Topic, msg.Partition = l.partition.Topic, l.partition.Number
+	msg.Topic, msg.Partition = h.partition.Topic, h.partition.Number
 	msg.Offset, msg.Timestamp = r.Offset(), r.Timestamp()
 	if headers == 0 {
 		return
@@ -151,24 +186,24 @@ func (l *lane) read(r engine.Record, msg *Message) {
 	msg.Headers = make([]Header, headers)
 	for i := range msg.Headers {
 		key, value := r.Header(i)
-		msg.Headers[i] = Header{Key: l.intern(key), Value: value}
+		msg.Headers[i] = Header{Key: h.intern(key), Value: value}
 	}
 }
 
-// maxHeaderKeys bounds the keys a lane remembers: a topic that makes up new ones
+// maxHeaderKeys bounds the keys a hand remembers: a topic that makes up new ones
 // pays for them by itself.
 const maxHeaderKeys = 256
 
-func (l *lane) intern(key []byte) string {
-	if s, ok := l.headers[string(key)]; ok {
+func (h *hand) intern(key []byte) string {
+	if s, ok := h.headers[string(key)]; ok {
 		return s
 	}
 	s := string(key)
-	if l.headers == nil {
-		l.headers = map[string]string{}
+	if h.headers == nil {
+		h.headers = map[string]string{}
 	}
-	if len(l.headers) < maxHeaderKeys {
-		l.headers[s] = s
+	if len(h.headers) < maxHeaderKeys {
+		h.headers[s] = s
 	}
 	return s
 }
@@ -186,15 +221,34 @@ func (l *lane) close() {
 // due is what is to be committed for the lane, if there is anything. The last commit of
 // a generation releases it.
 func (l *lane) due(all, releases bool) (engine.Offset, bool) {
-	settled := l.settled.Load()
+	settled, metadata := l.state(releases)
 	if settled < 0 {
 		return engine.Offset{}, false
 	}
-	metadata := l.metadata(settled, releases)
 	if settled == l.committed.Load() && metadata == *l.said.Load() && !all {
+		l.saved.Store(l.offered.Load())
 		return engine.Offset{}, false
 	}
 	return engine.Offset{Partition: l.partition, Offset: settled, Metadata: metadata}, true
+}
+
+// state is what there is to commit.
+func (l *lane) state(releases bool) (settled int64, metadata string) {
+	if c := l.crew; c != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		l.offered.Store(c.settled)
+	}
+	settled = l.settled.Load()
+	return settled, l.metadata(settled, releases)
+}
+
+// blocking is what keeps the lane from going on, or the first of it; nil: nothing.
+func (l *lane) blocking() *blocked {
+	if l.crew != nil {
+		return l.crew.blocking()
+	}
+	return l.hand.blocked.Load()
 }
 
 // position is the frontier as people see it: where the lane began, until something

@@ -211,12 +211,12 @@ func TestMessageHasWhatTheRecordHas(t *testing.T) {
 
 // A topic that makes up header keys (an id in each) must not fill the memory.
 func TestHeaderKeysRememberedAreBounded(t *testing.T) {
-	l := &lane{}
+	h := &hand{}
 	for i := range 10 * maxHeaderKeys {
 		key := fmt.Sprintf("key-%d", i)
-		require.Equal(t, key, l.intern([]byte(key)))
+		require.Equal(t, key, h.intern([]byte(key)))
 	}
-	assert.Len(t, l.headers, maxHeaderKeys)
+	assert.Len(t, h.headers, maxHeaderKeys)
 }
 
 // Allocations are counted, not timed, so they are a matter for a test.
@@ -237,7 +237,7 @@ func TestAllocationsPerMessage(t *testing.T) {
 			finished := true
 			got := testing.AllocsPerRun(1000, func() {
 				record.offset++
-				finished = finished && l.finish(record)
+				finished = finished && l.hand.finish(record)
 			})
 			require.True(t, finished)
 			assert.LessOrEqual(t, got, test.most)

@@ -238,7 +238,7 @@ func (l *lane) firstNote() *note {
 	case l.opens == "": // nor is a message written down before it is handled
 		n.suspects = 0
 	case l.foundOpen():
-		n.suspects = l.topic.Queue
+		n.suspects = l.topic.Queue + l.topic.inHand() - 1
 		if l.everyMessage != nil {
 			n.suspects = 1
 		}
@@ -269,6 +269,9 @@ func (l *lane) failed(offset int64, attempts int) {
 func (l *lane) metadata(settled int64, releases bool) string {
 	n := l.note.Load()
 	e := envelope{initial: l.env.initial, suspects: n.suspects, settled: n.settled.from(settled)}
+	if l.crew != nil {
+		e.settled = e.settled.union(l.frontier.ahead())
+	}
 	e.tried = n.tried.from(settled).outside(e.settled)
 	if !releases {
 		e.opened = l.opens

@@ -141,6 +141,7 @@ func (c *committer) commit(ctx context.Context, g *generation, all bool) error {
 				l := g.lane(o.Partition)
 				l.said.Store(&o.Metadata)
 				l.committed.Store(o.Offset)
+				l.saved.Store(l.offered.Load())
 			}
 		}
 		err = c.refusals(offsets, refused)

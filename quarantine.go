@@ -75,14 +75,14 @@ func newQuarantine(sealed context.Context, lanes, orphans []*lane, record func(*
 // lasts reports whether it is still on. A nil quarantine is not.
 func (q *quarantine) lasts() bool { return q != nil && !q.over.Load() }
 
-// enter waits until the lane may make an attempt with its message at offset: with others
+// enter waits until the hand may make an attempt with its message at offset: with others
 // that are not suspected, or alone. It reports false if the lane is sealed meanwhile.
-func (q *quarantine) enter(l *lane, offset int64) bool {
+func (q *quarantine) enter(h *hand, offset int64) bool {
 	if !q.lasts() {
 		return true
 	}
-	if !q.suspects(l, offset) {
-		return q.take(l, 1)
+	if !q.suspects(h.lane, offset) {
+		return q.take(h, 1)
 	}
 	for _, orphan := range q.orphans { // they hold nothing of the gate
 		select {
@@ -91,20 +91,20 @@ func (q *quarantine) enter(l *lane, offset int64) bool {
 			return false
 		}
 	}
-	for q.take(l, everything) {
-		l.noted(func(n *note) {
+	for q.take(h, everything) {
+		h.noted(func(n *note) {
 			if n.alone.offset != offset {
 				n.alone = mark{offset: offset}
 			}
 			n.inFlight = true
 		})
-		if q.record(l) {
+		if q.record(h.lane) {
 			return true
 		}
 		// Without the record a death would not be known.
-		l.noted(func(n *note) { n.inFlight = false })
-		q.release(l)
-		if !l.sleep(time.Second) {
+		h.noted(func(n *note) { n.inFlight = false })
+		q.release(h)
+		if !h.sleep(time.Second) {
 			break
 		}
 	}
@@ -113,25 +113,25 @@ func (q *quarantine) enter(l *lane, offset int64) bool {
 
 // leave lets others go on after an attempt. What was written down of it is taken back
 // before: a death from now on is not its.
-func (q *quarantine) leave(l *lane) {
-	if l.holds == everything {
-		l.noted(func(n *note) { n.inFlight = false })
-		q.record(l)
+func (q *quarantine) leave(h *hand) {
+	if h.holds == everything {
+		h.noted(func(n *note) { n.inFlight = false })
+		q.record(h.lane)
 	}
-	q.release(l)
+	q.release(h)
 }
 
-func (q *quarantine) take(l *lane, share int64) bool {
+func (q *quarantine) take(h *hand, share int64) bool {
 	if q.gate.Acquire(q.sealed, share) != nil {
 		return false
 	}
-	l.holds = share
+	h.holds = share
 	return true
 }
 
-func (q *quarantine) release(l *lane) {
-	share := l.holds
-	l.holds = 0
+func (q *quarantine) release(h *hand) {
+	share := h.holds
+	h.holds = 0
 	q.gate.Release(share)
 }
 
@@ -140,22 +140,23 @@ func (q *quarantine) suspects(l *lane, offset int64) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	s := q.lanes[l]
-	if s != nil && s.end >= 0 && offset >= s.end {
-		q.clear(l)
-		return false
+	if s == nil || s.end < 0 || offset < s.end {
+		return s != nil
 	}
-	return s != nil
+	if l.settled.Load() >= s.end || l.crew == nil { // else some before it may wait here yet
+		q.clear(l)
+	}
+	return false
 }
 
 // settled counts a message that has killed nobody. In a lane that was found open, every
 // so many messages are committed from then on: a deadly one is among the suspects of
 // the next owner.
-func (q *quarantine) settled(l *lane) {
-	if l.foundOpen() {
-		if l.uncommitted++; l.uncommitted >= l.topic.Queue && l.holds != everything {
-			l.uncommitted = 0
-			q.record(l)
-		}
+func (q *quarantine) settled(h *hand) {
+	l := h.lane
+	if l.foundOpen() && l.uncommitted.Add(1) >= int64(l.topic.Queue) && h.holds != everything {
+		l.uncommitted.Store(0)
+		q.record(l)
 	}
 	if l.note.Load().suspects == 0 {
 		return

@@ -90,7 +90,10 @@ func (q *queue) put(records []engine.Record) (full bool) {
 	q.idle = false
 	q.mu.Unlock()
 	if wake {
-		q.wake <- struct{}{} // never blocks: one token for each time idle was set
+		select {
+		case q.wake <- struct{}{}:
+		default: // there is one that nobody has needed
+		}
 	}
 	return full
 }
@@ -116,31 +119,51 @@ func (q *queue) grow(n int) {
 // when the lane is sealed. What it returned before is void.
 func (q *queue) take(sealed <-chan struct{}) []engine.Record {
 	for {
-		q.mu.Lock()
-		if n := min(q.size, len(q.batch)); n > 0 && !q.closed {
-			batch := q.batch[:n]
-			for i := range batch {
-				at := (q.head + i) & (len(q.ring) - 1)
-				batch[i], q.ring[at] = q.ring[at], nil
-			}
-			q.head = (q.head + n) & (len(q.ring) - 1)
-			q.size -= n
-			signal := q.full && q.size < q.limit
-			if signal {
-				q.full = false
-			}
-			q.mu.Unlock()
-			if signal {
-				q.signalRoom()
-			}
+		if batch := q.takeNow(len(q.batch), false); len(batch) > 0 {
 			return batch
 		}
-		q.idle = true
-		q.mu.Unlock()
-		if !q.wait(sealed) {
+		if q.listen() && !q.wait(sealed) {
 			return nil
 		}
 	}
+}
+
+// takeNow returns the oldest messages, n at most, if there are any. What it returned before
+// is void. listens says that somebody waits on wake for those that come when it is empty.
+func (q *queue) takeNow(n int, listens bool) []engine.Record {
+	q.mu.Lock()
+	if q.closed {
+		q.mu.Unlock()
+		return nil
+	}
+	batch := q.batch[:min(q.size, len(q.batch), n)]
+	for i := range batch {
+		at := (q.head + i) & (len(q.ring) - 1)
+		batch[i], q.ring[at] = q.ring[at], nil
+	}
+	if len(batch) > 0 {
+		q.head = (q.head + len(batch)) & (len(q.ring) - 1)
+		q.size -= len(batch)
+	}
+	q.idle = q.idle || listens && q.size == 0
+	signal := q.full && q.size < q.limit
+	if signal {
+		q.full = false
+	}
+	q.mu.Unlock()
+	if signal {
+		q.signalRoom()
+	}
+	return batch
+}
+
+// listen reports whether the queue is empty. Then who waits on wake is told when it is not.
+func (q *queue) listen() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	empty := q.size == 0 || q.closed
+	q.idle = q.idle || empty
+	return empty
 }
 
 // wait waits for something to be queued. Meanwhile it may be somebody else's turn.

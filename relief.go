@@ -119,12 +119,14 @@ type direct struct {
 	relieve  func() // makes another goroutine poll; nil: nobody can, so that it may not
 	patience time.Duration
 	relief   *relief
-	quick    atomic.Bool // the handler is known to return soon
 	watched  atomic.Bool
+	pace     // of whose turn it is
+}
 
-	// Of whose turn it is: the pace of the handler, by one message in every sampled.
-	count int
-	rest  int // messages before the handler may count as quick
+// A pace is what is known of how long a handler takes, by one message in every sampled.
+type pace struct {
+	quick atomic.Bool // it is known to return soon
+	rest  int         // messages before it may count as quick
 	mean  time.Duration
 }
 
@@ -140,26 +142,33 @@ const (
 	restRelieved = 16384
 )
 
-// timed reports whether to take the time of the next attempt.
-func (d *direct) timed() bool {
-	d.count++
-	return d.count%sampled == 0 && d.relieve != nil
-}
+// start is before the first message.
+func (p *pace) start() { p.rest, p.mean = restAtFirst, quickHandler }
 
 // took notes what an attempt took. One that was interrupted counts little: it says
 // nothing about the handler.
-func (d *direct) took(t time.Duration) {
-	d.mean += (min(t, 4*quickHandler) - d.mean) / 8
-	d.rest = max(0, d.rest-sampled)
-	if quick := d.rest == 0 && d.mean <= quickHandler; quick != d.quick.Load() {
-		d.quick.Store(quick)
+func (p *pace) took(t time.Duration) {
+	p.mean += (min(t, 4*quickHandler) - p.mean) / 8
+	p.rest = max(0, p.rest-sampled)
+	if quick := p.rest == 0 && p.mean <= quickHandler; quick != p.quick.Load() {
+		p.quick.Store(quick)
 	}
 }
 
 // slow notes that a handler has taken its time.
-func (d *direct) slow() {
-	d.rest = restRelieved
-	d.quick.Store(false)
+func (p *pace) slow() {
+	p.rest = restRelieved
+	p.quick.Store(false)
+}
+
+// took notes what one of the hand's attempts took.
+func (h *hand) took(t time.Duration) {
+	switch {
+	case h.crew != nil:
+		h.crew.took(t)
+	case h.direct.relieve != nil:
+		h.direct.took(t)
+	}
 }
 
 // Handle implements [engine.Lane].

@@ -445,12 +445,13 @@ func TestQueueIsNotBypassedWhileItHolds(t *testing.T) {
 }
 
 func TestPaceOfAHandler(t *testing.T) {
-	samples := func(d *direct, n int, took time.Duration) {
+	samples := func(d *pace, n int, took time.Duration) {
 		for range n {
 			d.took(took)
 		}
 	}
-	d := &direct{rest: restAtFirst, mean: quickHandler}
+	d := new(pace)
+	d.start()
 	samples(d, restAtFirst/sampled-1, 0)
 	assert.False(t, d.quick.Load(), "too early to say")
 	samples(d, 1, 0)

@@ -257,7 +257,7 @@ func TestTimeoutAllocations(t *testing.T) {
 			finished := true
 			got := testing.AllocsPerRun(1000, func() {
 				record.offset++
-				finished = finished && l.finish(record)
+				finished = finished && l.hand.finish(record)
 			})
 			require.True(t, finished)
 			assert.LessOrEqual(t, got, 1.0)

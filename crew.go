@@ -1,0 +1,489 @@
+package kgroup
+
+// Several messages of a lane at once: Topic.Workers of them, never two of one key. What is
+// in the queue becomes tasks. Those of one key stand in a line, of which the first is ready
+// or in somebody's hands; a hand that is free takes the oldest task that is ready. So keys
+// are not tied to hands, and a slow one keeps nobody else waiting. tasks.go has the lines;
+// batch.go what is different where messages are handled in batches.
+
+import (
+	"hash/maphash"
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+// A crew are the hands of a lane that handles several messages at once, or in batches.
+type crew struct {
+	lane    *lane
+	workers int // hands at work at once
+	limit   int // tasks that may wait
+	batch   Batch
+	key     func(Message) []byte
+	seed    maphash.Seed
+	bell    chan struct{} // wakes a hand that is parked
+
+	mu      sync.Mutex
+	alive   int // goroutines
+	hands   map[*hand]struct{}
+	lines   lines
+	ready   tasks
+	again   tasks   // ready, but not for a batch with others
+	taken   []*task // from the queue, and not in a line yet
+	filling bool    // a hand asks for their keys
+	settled uint64  // how many have been
+
+	waiting   int // tasks in nobody's hands
+	active    int // hands that have a task, or look for one
+	parked    int // that wait for one
+	resting   int // that wait for something else, with their task
+	returning []chan struct{}
+	collector *hand         // makes up a batch
+	full      chan struct{} // tells it that others have
+
+	pace  pace
+	alarm *time.Timer // while one hand does everything because that is quicker
+	armed bool
+	beat  uint64 // counts tasks that were picked,
+	heard uint64 // up to when the alarm went off last
+}
+
+// newCrew returns nil for a lane that handles one message at a time.
+func newCrew(l *lane) *crew {
+	t := l.topic
+	if t.Workers <= 1 && t.Batch.Handler == nil {
+		return nil
+	}
+	c := &crew{
+		lane: l, workers: t.Workers, batch: t.Batch, key: t.Key,
+		limit: crewShare(t.Queue),
+		bell:  make(chan struct{}, 1),
+		full:  make(chan struct{}, 1),
+		seed:  maphash.MakeSeed(),
+		hands: map[*hand]struct{}{},
+		lines: lines{of: map[uint64]*line{}},
+	}
+	c.pace.start()
+	return c
+}
+
+// crewShare is the part of Topic.Queue that may wait with the crew; the rest is in the queue.
+func crewShare(queue int) int { return max(1, queue-queue/2) }
+
+// begin lets the first hand begin. It calls others when there is something for them to do.
+func (c *crew) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hire()
+}
+
+// hire makes another hand. It is called with mu, as are all below that do not take it.
+func (c *crew) hire() {
+	h := &hand{lane: c.lane}
+	c.hands[h] = struct{}{}
+	c.alive++
+	c.active++
+	go c.work(h)
+}
+
+// work is the goroutine of a hand.
+func (c *crew) work(h *hand) {
+	ended := false
+	defer func() {
+		if !ended { // the handler or a hook called runtime.Goexit
+			go c.work(h)
+		}
+	}()
+	for len(h.tasks) > 0 || c.next(h) {
+		if !c.carryOut(h) {
+			break
+		}
+		c.done(h)
+	}
+	ended = true
+	c.leave(h)
+}
+
+// leave ends a hand, and with the last one the lane.
+func (c *crew) leave(h *hand) {
+	defer func() {
+		c.mu.Lock()
+		delete(c.hands, h)
+		c.alive--
+		last := c.alive == 0
+		c.mu.Unlock()
+		if last {
+			close(c.lane.done)
+		}
+	}()
+	h.unblock()
+}
+
+// carryOut handles what the hand has taken. It reports false if the lane is at its end.
+func (c *crew) carryOut(h *hand) bool {
+	t := h.tasks[0]
+	switch {
+	case c.batch.Handler != nil && !t.alone:
+		if !c.together(h) {
+			return false
+		}
+	case t.settled: // and then a hook has ended the goroutine
+	case !h.finish(t.record):
+		return false
+	}
+	if l := c.lane; l.everyMessage != nil {
+		c.mu.Lock()
+		settled := c.settled
+		c.mu.Unlock()
+		l.everyMessage(l, func() bool { return l.saved.Load() >= settled })
+	}
+	return true
+}
+
+// next gives the hand something to do, and waits for that. It reports false if the hand is
+// not needed any more.
+func (c *crew) next(h *hand) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for !c.lane.closed.Load() {
+		switch {
+		case c.active > c.workers:
+			c.active--
+		case c.giveWay():
+		default:
+			c.fillUp(h)
+			if c.pick(h) {
+				c.beat++
+				c.ring()
+				return true
+			}
+			if c.ready.len() == 0 && c.takes() && !c.lane.queue.listen() {
+				continue // it has come just now
+			}
+			c.active--
+		}
+		if len(c.hands)-c.resting > c.workers { // one too many
+			delete(c.hands, h)
+			return false
+		}
+		c.park()
+	}
+	return false
+}
+
+// giveWay gives the place of a hand to one that wants to go on, if there is any.
+func (c *crew) giveWay() bool {
+	if len(c.returning) == 0 {
+		return false
+	}
+	close(c.returning[0])
+	c.returning = c.returning[1:]
+	return true
+}
+
+// park waits until there may be something to do.
+func (c *crew) park() {
+	c.parked++
+	c.mu.Unlock()
+	select {
+	case <-c.lane.queue.wake:
+	case <-c.bell:
+	case <-c.lane.sealed:
+	}
+	c.mu.Lock()
+	c.parked--
+	c.active++
+}
+
+// ring gets another hand if there is something to do for it, or if nobody would notice when
+// there is. But while the handler is quick, one hand does everything: to wake another takes
+// longer.
+func (c *crew) ring() {
+	switch {
+	case c.active >= c.workers || c.lane.closed.Load():
+	case c.pace.quick.Load():
+		c.arm()
+	case c.parked == 0:
+		if len(c.hands)-c.resting < c.workers {
+			c.hire()
+		}
+	case c.ready.len() > 0 && c.collector == nil || c.again.len() > 0:
+		c.wake()
+	}
+}
+
+func (c *crew) wake() {
+	select {
+	case c.bell <- struct{}{}:
+	default:
+	}
+}
+
+// crewAlarm is how often it is looked whether a quick handler is so still.
+const crewAlarm = time.Millisecond
+
+func (c *crew) arm() {
+	if c.armed {
+		return
+	}
+	c.armed, c.heard = true, c.beat
+	if c.alarm == nil {
+		c.alarm = time.AfterFunc(crewAlarm, c.alarmed)
+	} else {
+		c.alarm.Reset(crewAlarm)
+	}
+}
+
+// alarmed looks whether a task was picked since the last time.
+func (c *crew) alarmed() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.active == 0 || c.lane.closed.Load():
+		c.armed = false
+	case c.beat != c.heard:
+		c.heard = c.beat
+		c.alarm.Reset(crewAlarm)
+	default:
+		c.armed = false
+		c.pace.slow()
+		c.ring()
+	}
+}
+
+// rest gives the hand's place to others while it waits for something; resume takes one
+// again. Without a crew nobody else wants it.
+func (h *hand) rest() {
+	c := h.crew
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.resting++
+	if c.giveWay() {
+		return
+	}
+	c.active--
+	c.pace.slow()
+	c.ring()
+	if c.parked > 0 { // it may have been woken in vain when all places were taken
+		c.wake()
+	}
+}
+
+func (h *hand) resume() {
+	c := h.crew
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	if c.active < c.workers {
+		c.active++
+		c.resting--
+		c.mu.Unlock()
+		return
+	}
+	place := make(chan struct{})
+	c.returning = append(c.returning, place)
+	c.mu.Unlock()
+	select {
+	case <-place:
+	case <-c.lane.sealed: // it will end
+	}
+	c.mu.Lock()
+	c.resting--
+	c.mu.Unlock()
+}
+
+// fillUp fills until there is something for another hand, too: it is not called otherwise.
+func (c *crew) fillUp(h *hand) {
+	for c.ready.len()+c.again.len() < 2 {
+		if !c.fill(h) {
+			return
+		}
+	}
+}
+
+// takes reports whether more messages are taken from the queue now.
+func (c *crew) takes() bool {
+	return !c.filling && len(c.taken) == 0 && c.waiting+c.resting < c.limit
+}
+
+// fill takes messages from the queue, as many as may wait and as far as delivery may run
+// ahead, and lets them stand in their lines. It reports whether any did. While it asks for
+// keys it lets go of mu.
+func (c *crew) fill(h *hand) bool {
+	if c.takes() {
+		records := c.lane.queue.takeNow(c.limit-c.waiting-c.resting, c.parked > 0 && !c.pace.quick.Load())
+		for i, r := range records {
+			c.taken = append(c.taken, c.lines.newTask(r))
+			records[i] = nil
+		}
+		c.waiting += len(records)
+		if len(records) > 0 && c.key != nil && c.workers > 1 {
+			c.filling = true
+			c.mu.Unlock()
+			for _, t := range c.taken {
+				c.ask(h, t)
+			}
+			c.mu.Lock()
+			c.filling = false
+		}
+	}
+	n := 0
+	for !c.filling && n < len(c.taken) && c.lane.ahead.admits(c.taken[n].offset) {
+		c.admit(c.taken[n])
+		n++
+	}
+	if n > 0 {
+		c.taken = append(c.taken[:0], c.taken[n:]...)
+		c.gather()
+	}
+	return n > 0
+}
+
+// ask asks Topic.Key for the key of a message.
+func (c *crew) ask(h *hand, t *task) {
+	defer func() {
+		if v := recover(); v != nil {
+			t.at.broken = &PanicError{Value: v, Stack: debug.Stack()}
+		}
+	}()
+	var msg Message
+	h.read(t.record, &msg)
+	msg.Attempt = 1
+	c.stand(t, c.key(msg))
+}
+
+// stand says in which line a task is to stand.
+func (c *crew) stand(t *task, key []byte) {
+	if key != nil {
+		t.key, t.keyed = maphash.Bytes(c.seed, key), true
+	}
+}
+
+// admit delivers a task: it stands in its line.
+func (c *crew) admit(t *task) {
+	l := c.lane
+	l.frontier.deliver(t.offset)
+	l.ahead.deliver(t.offset)
+	t.at.attempt = 1
+	if l.inherits && l.inherit(t.offset, &t.at) {
+		c.pass(t)
+		c.waiting--
+		c.lines.recycle(t)
+		return
+	}
+	t.alone = t.at.attempt > 1 || t.at.verdict != nil || t.at.broken != nil
+	switch {
+	case c.workers == 1: // all in one
+		t.keyed = true
+	case c.key == nil:
+		key, _, _ := t.record.Payload()
+		c.stand(t, key)
+	}
+	switch before := c.lines.add(t); {
+	case before == nil:
+		c.offer(t)
+	case !t.alone && c.collector != nil && before.by == c.collector && c.hasRoom():
+		c.give(c.collector, t)
+	}
+}
+
+// offer makes a task ready.
+func (c *crew) offer(t *task) {
+	t.out = true
+	if t.alone {
+		c.again.push(t)
+	} else {
+		c.ready.push(t)
+	}
+}
+
+// give puts a task into a hand.
+func (c *crew) give(h *hand, t *task) {
+	t.out, t.by = true, h
+	h.tasks = append(h.tasks, t)
+	c.waiting--
+}
+
+// pick gives the hand the oldest task that is ready, or a batch.
+func (c *crew) pick(h *hand) bool {
+	switch {
+	case c.again.len() > 0:
+		c.give(h, c.again.pop())
+	case c.batch.Handler != nil:
+		return c.collect(h)
+	case c.ready.len() > 0:
+		c.give(h, c.ready.pop())
+	default:
+		return false
+	}
+	h.at = h.tasks[0].at
+	return true
+}
+
+// settle moves the frontier over what may be all of it.
+func (c *crew) settle(settled ...*task) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pass(settled...)
+	c.settled += uint64(len(settled))
+}
+
+func (c *crew) pass(settled ...*task) {
+	l := c.lane
+	for _, t := range settled {
+		t.settled = true
+		l.frontier.settle(t.offset)
+	}
+	l.advance()
+}
+
+// done lets those go on that stand behind what the hand has settled. What it has not
+// settled is to be handled alone.
+func (c *crew) done(h *hand) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range h.tasks {
+		if t.settled {
+			c.lines.remove(t)
+			continue
+		}
+		t.alone, t.out, t.by = true, false, nil
+		c.waiting++
+	}
+	for _, t := range h.tasks {
+		if first := t.first(); first != nil && !first.out {
+			c.offer(first)
+		}
+	}
+	for i, t := range h.tasks {
+		if t.settled {
+			c.lines.recycle(t)
+		}
+		h.tasks[i] = nil
+	}
+	h.tasks, h.split = h.tasks[:0], false
+}
+
+// blocking is the message that keeps the frontier back, or the first of those that fail.
+func (c *crew) blocking() *blocked {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var first *blocked
+	for h := range c.hands {
+		if b := h.blocked.Load(); b != nil && (first == nil || b.err.Offset < first.err.Offset) {
+			first = b
+		}
+	}
+	return first
+}
+
+// took notes what an attempt took, for all hands.
+func (c *crew) took(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pace.took(d)
+}
