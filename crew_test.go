@@ -693,6 +693,36 @@ func TestDeadlyMessageOfWorkers(t *testing.T) {
 	assert.Len(t, handled, 11, "all others: %v", handled)
 }
 
+// One that is held does not end the search: the next one may be deadly too, and is handled
+// although the first one stays where it is.
+func TestSuspectsBehindADeadlyMessageThatIsHeld(t *testing.T) {
+	change := func(cfg *Config) {
+		withQueue(cfg)
+		workers(3)(cfg)
+		for name, topic := range cfg.Topics {
+			topic.DeadLetter = ""
+			cfg.Topics[name] = topic
+		}
+	}
+	withRig(t, change, func(t *testing.T, r *rig) {
+		var said []string
+		r.on = func(_ context.Context, msg Message) error {
+			if msg.Offset < 9 {
+				said = append(said, r.engine.said(orders0))
+			}
+			return nil
+		}
+		r.engine.assign(found(orders0, 5, "kgroup/1 o=2 s=5:3"))
+		r.engine.keyed(orders0, 5, "abcd")
+		r.after(time.Second)
+		assert.Equal(t, "6#1 7#1 8#1", r.sorted(orders0))
+		require.Len(t, said, 3)
+		for i, offset := range []int{6, 7, 8} {
+			assert.Contains(t, said[i], fmt.Sprintf(" s=%d:1", offset), "written down before it is handled")
+		}
+	})
+}
+
 // What is settled beyond the frontier is not handled again by the next owner, whatever it
 // is; who crashes after it says so too.
 func TestNextOwnerSkipsWhatIsSettled(t *testing.T) {

@@ -21,7 +21,9 @@ import (
 func (h *hand) condemn(msg Message) bool {
 	msg.Attempt = h.at.attempt
 	why := handlerError(msg, h.at.verdict)
-	h.quarantine.acquit(h.lane) // what is behind it must not wait for what it waits for
+	if h.crew == nil {
+		h.quarantine.acquit(h.lane) // what is behind it must not wait for what it waits for
+	}
 	if h.topic.DeadLetter == "" {
 		h.block(why, true, 0)
 		h.rest()
