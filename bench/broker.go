@@ -153,15 +153,17 @@ func fill(ctx context.Context, b *broker, t topic) error {
 	return nil
 }
 
-// with starts a broker, fills the topic, calls f and stops the broker.
+// with starts a broker, fills the topics, calls f and stops the broker.
 func with(ctx context.Context, o options, f func(*broker) error) (err error) {
 	b, err := startBroker(ctx, o)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.stop()) }()
-	if err := fill(ctx, b, o.topic()); err != nil {
-		return err
+	for _, t := range append([]topic{o.topic()}, o.topics...) {
+		if err := fill(ctx, b, t); err != nil {
+			return err
+		}
 	}
 	return f(b)
 }

@@ -35,6 +35,7 @@ type job struct {
 	Brokers  []string
 	CA       string // file with the certificate that brokers are trusted by; empty: no TLS
 	Topic    topic
+	Letters  string // dead-letter topic of kgroup; empty: what fails is tried for ever
 	Group    string
 	Warmup   time.Duration
 	Duration time.Duration
@@ -119,11 +120,15 @@ func contend(ctx context.Context, args []string, stdout io.Writer) error {
 // do, kgroup in Config.TLS and the bare loop in sarama's Net.TLS, and what that costs
 // counts.
 func (j job) config(handle kgroup.HandlerFunc) kgroup.Config {
+	t := kgroup.Topic{Handler: handle}
+	if j.Letters != "" {
+		t.DeadLetter, t.Retry.MaxAttempts = j.Letters, 5 // and with them the breaker
+	}
 	return kgroup.Config{
 		Brokers: j.Brokers,
 		Group:   j.Group,
 		Mode:    j.Mode,
-		Topics:  kgroup.Topics{j.Topic.Name: {Handler: handle}},
+		Topics:  kgroup.Topics{j.Topic.Name: t},
 		Logger:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 }

@@ -5,6 +5,7 @@
 // clone:
 //
 //	go run ./bench overhead          what kgroup costs over a bare loop
+//	go run ./bench calm              what retry, dead letters and a breaker cost while nothing fails
 //	go run ./bench settings          the engine settings with which a bare loop is fastest
 //
 // Each takes -h.
@@ -13,7 +14,7 @@ package main
 // The commands. What a measurement is made of: options.go has the flags and the play
 // in each mode, broker.go the topic that is read (tls.go if it is encrypted),
 // contender.go the loops that read it, each in a process of its own, meter.go the
-// numbers taken there, rounds.go the order of play, stats.go and report.go what is
+// numbers taken there, rounds.go the order of play, stats.go, report.go and benchstat.go what is
 // made of the numbers.
 
 import (
@@ -35,6 +36,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"overhead", "what kgroup costs over a bare loop", overhead},
+		{"calm", "what retry, dead letters and a breaker cost while nothing fails", calm},
 		{"settings", "the engine settings with which a bare loop is fastest", settings},
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -75,6 +76,40 @@ func TestOverhead(t *testing.T) {
 	}
 	for _, name := range []string{"multiplex-kgroup-1.pprof", "partitions-raw-1.pprof"} {
 		assert.FileExists(t, filepath.Join(profiles, name))
+	}
+}
+
+// The files of two contenders have the same names in them, or benchstat would not
+// compare them.
+func TestCalm(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "new")
+	var out bytes.Buffer
+	require.NoError(t, run(t.Context(), []string{
+		"calm", "-broker", "embedded", "-rounds", "2", "-duration", "50ms", "-warmup", "1ms",
+		"-records", "160000", "-benchstat", folder,
+	}, &out, t.Output()))
+	assert.Contains(t, out.String(), "kgroup-letters against kgroup, within rounds")
+	assert.Contains(t, out.String(), "kgroup-again against kgroup, within rounds")
+	for _, name := range []string{nameKgroup, nameLetters, nameKgroupAgain} {
+		text, err := os.ReadFile(filepath.Join(folder, name+".txt"))
+		require.NoError(t, err)
+		number := `[0-9.]+`
+		for _, mode := range []string{"multiplex", "partitions"} {
+			line := `(?m)^BenchmarkMessage/` + mode + `-\d+ \d+ ` + number + ` cpu-ns/op ` + number + ` allocs/op ` + number + ` B/op$`
+			assert.Len(t, regexp.MustCompile(line).FindAllString(string(text), -1), 2, "%s in\n%s", mode, text)
+		}
+	}
+}
+
+// What calm compares is configured on one side only.
+func TestCalmConfigures(t *testing.T) {
+	for name, want := range map[string]kgroup.Topic{
+		"":      {},
+		letters: {DeadLetter: letters, Retry: kgroup.Retry{MaxAttempts: 5}},
+	} {
+		got := job{Topic: topic{Name: "bench"}, Letters: name}.config(idle).Topics["bench"]
+		got.Handler = nil
+		assert.Equal(t, want, got)
 	}
 }
 

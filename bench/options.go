@@ -27,7 +27,10 @@ type options struct {
 	headers          bool
 	tls              bool
 	profiles         string
+	benchstat        string
 	json             bool
+
+	topics []topic // besides the one that is read
 }
 
 func parse(name string, args []string, stderr io.Writer) (options, error) {
@@ -45,6 +48,7 @@ func parse(name string, args []string, stderr io.Writer) (options, error) {
 	f.BoolVar(&o.headers, "headers", false, "give each record three headers")
 	f.BoolVar(&o.tls, "tls", false, "encrypt the contenders' connections (with -broker kafka: 2.7 or later)")
 	f.StringVar(&o.profiles, "cpuprofile", "", "write a CPU profile of each run into this `folder`")
+	f.StringVar(&o.benchstat, "benchstat", "", "write a file for bin/benchstat per contender into this `folder`")
 	f.BoolVar(&o.json, "json", false, "print JSON lines: the machine, each round, a summary for each mode")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -65,8 +69,11 @@ func parse(name string, args []string, stderr io.Writer) (options, error) {
 	if o.rounds < 1 || o.duration <= 0 || o.warmup < 0 {
 		return o, errors.New("-rounds and -duration must be more than zero, -warmup not less")
 	}
-	if o.profiles != "" {
-		if err := os.MkdirAll(o.profiles, 0o755); err != nil {
+	for _, folder := range []string{o.profiles, o.benchstat} {
+		if folder == "" {
+			continue
+		}
+		if err := os.MkdirAll(folder, 0o755); err != nil {
 			return o, err
 		}
 	}
@@ -111,6 +118,7 @@ func compete(
 		if err := rep.machine(b, o); err != nil {
 			return err
 		}
+		var all []round
 		for _, mode := range o.modes {
 			m := o.match(b, mode, stderr)
 			var err error
@@ -124,7 +132,11 @@ func compete(
 			if err := rep.summary(judge(m, rounds)); err != nil {
 				return err
 			}
+			all = append(all, rounds...)
 		}
-		return nil
+		if o.benchstat == "" {
+			return nil
+		}
+		return writeBenchstat(o.benchstat, b.name, all)
 	})
 }

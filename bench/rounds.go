@@ -19,9 +19,10 @@ import (
 
 // A contender is one way to read the topic.
 type contender struct {
-	name   string
-	kind   string // of job
-	engine engineSettings
+	name    string
+	kind    string // of job
+	engine  engineSettings
+	letters string // of job
 }
 
 // A round holds one run of every contender.
@@ -81,6 +82,7 @@ func (m match) job(c contender, n int) job {
 		Brokers:  m.broker.addrs,
 		CA:       m.broker.ca,
 		Topic:    m.topic,
+		Letters:  c.letters,
 		Group:    "bench-" + id,
 		Warmup:   m.warmup,
 		Duration: m.duration,

@@ -45,11 +45,11 @@ func settings(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if err != nil {
 		return err
 	}
-	return compete(ctx, o, stdout, stderr, candidates, compareSettings)
+	return compete(ctx, o, stdout, stderr, candidates, compareWithFirst)
 }
 
-// compareSettings compares everybody with the first.
-func compareSettings(m match, rounds []round) summary {
+// compareWithFirst compares everybody with the first.
+func compareWithFirst(m match, rounds []round) summary {
 	s := newSummary(m, rounds)
 	for _, c := range m.contenders[1:] {
 		s.Comparisons = append(s.Comparisons, compare(rounds, c.name, m.contenders[0].name))
