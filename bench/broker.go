@@ -160,7 +160,7 @@ func with(ctx context.Context, o options, f func(*broker) error) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.stop()) }()
-	for _, t := range append([]topic{o.topic()}, o.topics...) {
+	for _, t := range o.topics {
 		if err := fill(ctx, b, t); err != nil {
 			return err
 		}

@@ -22,11 +22,11 @@ const (
 // letters is the dead-letter topic, which stays empty.
 const letters = "bench-letters"
 
-func calmContenders(kgroup.Mode) ([]contender, error) {
+func calmContenders(mode kgroup.Mode) ([]contender, error) {
 	return []contender{
-		{name: nameKgroup, kind: "kgroup"},
-		{name: nameLetters, kind: "kgroup", letters: letters},
-		{name: nameKgroupAgain, kind: "kgroup"},
+		{nameKgroup, setup{Kind: "kgroup", Mode: mode}},
+		{nameLetters, setup{Kind: "kgroup", Mode: mode, Letters: letters}},
+		{nameKgroupAgain, setup{Kind: "kgroup", Mode: mode}},
 	}, nil
 }
 
@@ -36,6 +36,6 @@ func calm(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	o.topics = []topic{{Name: letters, Partitions: o.topic().Partitions}}
-	return compete(ctx, o, stdout, stderr, calmContenders, compareWithFirst)
+	o.topics = append(o.topics, topic{Name: letters, Partitions: o.topic().Partitions})
+	return compete(ctx, o, stdout, stderr, o.eachMode(calmContenders, stderr), compareWithFirst)
 }

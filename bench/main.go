@@ -6,16 +6,17 @@
 //
 //	go run ./bench overhead          what kgroup costs over a bare loop
 //	go run ./bench calm              what retry, dead letters and a breaker cost while nothing fails
+//	go run ./bench peers             kgroup and other libraries, side by side
 //	go run ./bench settings          the engine settings with which a bare loop is fastest
 //
 // Each takes -h.
 package main
 
-// The commands. What a measurement is made of: options.go has the flags and the play
-// in each mode, broker.go the topic that is read (tls.go if it is encrypted),
-// contender.go the loops that read it, each in a process of its own, meter.go the
-// numbers taken there, rounds.go the order of play, stats.go, report.go and benchstat.go what is
-// made of the numbers.
+// The commands. What a measurement is made of: options.go has the flags and plays the
+// matches, broker.go the topic that is read (tls.go if it is encrypted), contender.go
+// the processes that read it, library.go and lib_*.go the loops in them, meter.go the
+// numbers taken there, rounds.go the order of play, stats.go, report.go and
+// benchstat.go what is made of the numbers.
 
 import (
 	"context"
@@ -37,6 +38,7 @@ func commands() []command {
 	return []command{
 		{"overhead", "what kgroup costs over a bare loop", overhead},
 		{"calm", "what retry, dead letters and a breaker cost while nothing fails", calm},
+		{"peers", "kgroup and other libraries, side by side", peers},
 		{"settings", "the engine settings with which a bare loop is fastest", settings},
 	}
 }

@@ -44,7 +44,7 @@ func TestOverhead(t *testing.T) {
 	require.NoError(t, err)
 
 	type line struct {
-		Kind, Mode  string
+		Kind, Match string
 		Broker      string
 		Headers     int
 		Runs        map[string]sample
@@ -58,7 +58,7 @@ func TestOverhead(t *testing.T) {
 	}
 	var kinds []string
 	for _, l := range lines {
-		kinds = append(kinds, l.Kind+" "+l.Mode)
+		kinds = append(kinds, l.Kind+" "+l.Match)
 	}
 	require.Equal(t, []string{"machine ", "round Multiplex", "summary Multiplex", "round Partitions", "summary Partitions"}, kinds)
 	assert.Equal(t, "embedded", lines[0].Broker)
@@ -107,9 +107,26 @@ func TestCalmConfigures(t *testing.T) {
 		"":      {},
 		letters: {DeadLetter: letters, Retry: kgroup.Retry{MaxAttempts: 5}},
 	} {
-		got := job{Topic: topic{Name: "bench"}, Letters: name}.config(idle).Topics["bench"]
+		got := job{setup: setup{Letters: name}, Topic: topic{Name: "bench"}}.config(nothing).Topics["bench"]
 		got.Handler = nil
 		assert.Equal(t, want, got)
+	}
+}
+
+// All libraries read to the end, once each, and say what they promise.
+func TestPeers(t *testing.T) {
+	for _, flags := range []string{"", "-tls"} {
+		var out bytes.Buffer
+		require.NoError(t, run(t.Context(), strings.Fields(
+			"peers -broker embedded -rounds 1 -duration 50ms -warmup 1ms -records 160000 "+flags), &out, t.Output()))
+		for _, against := range []string{"raw-multiplex", "sarama", "franz-go", "kafka-go", "watermill"} {
+			assert.Contains(t, out.String(), "kgroup-multiplex against "+against+", within rounds")
+		}
+		assert.NotContains(t, out.String(), "kgroup-multiplex against raw-partitions")
+		assert.Contains(t, out.String(), "sarama-again against sarama, within rounds")
+		for kind, l := range libraries() {
+			assert.Contains(t, out.String(), l.guarantee, kind)
+		}
 	}
 }
 
@@ -138,7 +155,7 @@ func TestContendersCheckTheCertificate(t *testing.T) {
 	t.Cleanup(b.Close)
 	own, err := ofKgroup(kgroup.Multiplex)
 	require.NoError(t, err)
-	j := job{Engine: own, Brokers: b.Addrs(), Topic: topic{Name: "bench"}, Group: "bench"}
+	j := job{setup: setup{Engine: own}, Brokers: b.Addrs(), Topic: topic{Name: "bench"}, Group: "bench"}
 	// connect is how the bare loop fares.
 	connect := func() error {
 		built, err := j.bare()
@@ -155,7 +172,7 @@ func TestContendersCheckTheCertificate(t *testing.T) {
 
 	j.CA = identities[1].ca
 	require.ErrorContains(t, connect(), "out of available brokers") // sarama does not say why
-	c, err := j.consumer(idle)
+	c, err := j.consumer(nothing)
 	require.NoError(t, err)
 	require.ErrorContains(t, c.Run(t.Context()), "unknown authority")
 }
@@ -166,7 +183,7 @@ func TestEngineSettings(t *testing.T) {
 	for _, mode := range []kgroup.Mode{kgroup.Multiplex, kgroup.Partitions} {
 		own, err := ofKgroup(mode)
 		require.NoError(t, err)
-		cfg := job{Mode: mode, Brokers: []string{"localhost:9092"}, Topic: topic{Name: "bench"}, Group: "bench"}.config(idle)
+		cfg := job{setup: setup{Mode: mode}, Brokers: []string{"localhost:9092"}, Topic: topic{Name: "bench"}, Group: "bench"}.config(nothing)
 		cfg.Tune = own.apply
 		built, err := cfg.ClusterConfig()
 		require.NoError(t, err)
@@ -174,9 +191,9 @@ func TestEngineSettings(t *testing.T) {
 		for _, list := range []func(kgroup.Mode) ([]contender, error){contenders, candidates} {
 			all, err := list(mode)
 			require.NoError(t, err)
-			assert.Equal(t, contender{name: nameRaw, kind: "raw", engine: own}, all[0])
+			assert.Equal(t, contender{nameRaw, setup{Kind: "raw", Mode: mode, Engine: own}}, all[0])
 			for _, c := range all[1:] {
-				assert.True(t, c.kind == "kgroup" || c.name == nameAgain || c.engine != own, "%s is the same as %s", c.name, nameRaw)
+				assert.True(t, c.Kind == "kgroup" || c.name == nameAgain || c.Engine != own, "%s is the same as %s", c.name, nameRaw)
 			}
 		}
 	}
@@ -198,18 +215,18 @@ func TestFill(t *testing.T) {
 
 func TestTextReport(t *testing.T) {
 	var out bytes.Buffer
-	m := match{contenders: theContenders(t)}
-	r := round{Mode: "Multiplex", Number: 1, Order: []string{nameKgroup, nameRaw}, Runs: map[string]sample{
+	m := match{title: "Multiplex", contenders: theContenders(t), columns: throughputColumns()}
+	r := round{Match: "Multiplex", Number: 1, Order: []string{nameKgroup, nameRaw}, Runs: map[string]sample{
 		nameKgroup: {Rate: 1_900_000, CPU: 550, Allocs: 2.5, Bytes: 250},
 		nameRaw:    {Rate: 2_000_000, CPU: 500, Allocs: 2, Bytes: 200, Seconds: 1.5, Cut: true},
 	}}
 	rep := newReport(&out, false)
 	require.NoError(t, rep.machine(&broker{name: "Kafka 0"}, options{rounds: 1, duration: time.Second}))
-	require.NoError(t, rep.round(r))
+	require.NoError(t, rep.round(m, r))
 	require.NoError(t, rep.summary(summarize(m, []round{r})))
 	assert.Contains(t, out.String(), "broker: Kafka 0")
-	assert.Contains(t, out.String(), "Multiplex 1: kgroup 1.90M/s 550ns, raw 2.00M/s 500ns (cut after 1.5s)\n")
-	assert.Regexp(t, `kgroup against raw, within rounds\n.*median.*\n +messages/s, ratio( +0\.950){5}\n +CPU per message, ratio( +1\.100){5}\n +allocs added per message( +0\.500){5}\n +bytes added per message( +50\.000){5}\n`, out.String())
+	assert.Contains(t, out.String(), "Multiplex 1: kgroup 1900000 messages/s 550 CPU ns/msg, raw 2000000 messages/s 500 CPU ns/msg (cut after 1.5s)\n")
+	assert.Regexp(t, `kgroup against raw, within rounds\n.*median.*\n +messages/s, ratio( +0\.950){5}\n +CPU ns/msg, ratio( +1\.100){5}\n +allocs/msg, added( +0\.500){5}\n +bytes/msg, added( +50\.000){5}\n`, out.String())
 	assert.Contains(t, out.String(), "1 runs came to the end of the topic")
 }
 
@@ -221,10 +238,10 @@ func TestMeasureIsCutBeforeTheTopicEnds(t *testing.T) {
 	defer cancel()
 	go func() {
 		for n := 0; n < 985 && ctx.Err() == nil; n++ { // the second partition comes near its end
-			m.handle(1, []byte("x"))
+			m.handle(1, nil, []byte("x"))
 			<-time.After(50 * time.Microsecond)
 		}
-		m.handle(0, nil)
+		m.handle(0, nil, nil)
 	}()
 	s, err := m.measure(ctx, window{duration: 20 * time.Second})
 	require.NoError(t, err)

@@ -49,7 +49,7 @@ func newMeter(partitions int, perPartition int64) *meter {
 
 // handle is the work that every contender does: it counts the message and looks at
 // it.
-func (m *meter) handle(partition int32, value []byte) {
+func (m *meter) handle(partition int32, _, value []byte) {
 	p := &m.partitions[partition]
 	p.handled.Add(1)
 	if len(value) > 0 {

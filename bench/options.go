@@ -2,7 +2,7 @@
 
 package main
 
-// What the commands share: their flags, and playing a match in each mode.
+// What the commands share: their flags, and playing the matches that they plan.
 
 import (
 	"context"
@@ -30,7 +30,7 @@ type options struct {
 	benchstat        string
 	json             bool
 
-	topics []topic // besides the one that is read
+	topics []topic // to be filled
 }
 
 func parse(name string, args []string, stderr io.Writer) (options, error) {
@@ -77,6 +77,7 @@ func parse(name string, args []string, stderr io.Writer) (options, error) {
 			return o, err
 		}
 	}
+	o.topics = []topic{o.topic()}
 	return o, nil
 }
 
@@ -100,31 +101,47 @@ func (o options) topic() topic {
 	return t
 }
 
-func (o options) match(b *broker, mode kgroup.Mode, stderr io.Writer) match {
+// match has no contenders yet.
+func (o options) match(title string, b *broker, stderr io.Writer) match {
 	return match{
-		broker: b, topic: o.topic(), mode: mode,
-		rounds: o.rounds, warmup: o.warmup, duration: o.duration,
-		profiles: o.profiles, stderr: stderr,
+		title: title, broker: b, columns: throughputColumns(),
+		job:    job{Topic: o.topic(), Warmup: o.warmup, Duration: o.duration},
+		rounds: o.rounds, profiles: o.profiles, stderr: stderr,
 	}
 }
 
-// compete lets contenders play a match in each mode, and prints what judge makes of it.
+// eachMode plans a match in each mode.
+func (o options) eachMode(contenders func(kgroup.Mode) ([]contender, error), stderr io.Writer) func(*broker) ([]match, error) {
+	return func(b *broker) ([]match, error) {
+		var matches []match
+		for _, mode := range o.modes {
+			m := o.match(mode.String(), b, stderr)
+			var err error
+			if m.contenders, err = contenders(mode); err != nil {
+				return nil, err
+			}
+			matches = append(matches, m)
+		}
+		return matches, nil
+	}
+}
+
+// compete plays the matches that are planned, and prints what judge makes of each.
 func compete(
 	ctx context.Context, o options, stdout, stderr io.Writer,
-	contenders func(kgroup.Mode) ([]contender, error), judge func(match, []round) summary,
+	plan func(*broker) ([]match, error), judge func(match, []round) summary,
 ) error {
 	return with(ctx, o, func(b *broker) error {
 		rep := newReport(stdout, o.json)
 		if err := rep.machine(b, o); err != nil {
 			return err
 		}
+		matches, err := plan(b)
+		if err != nil {
+			return err
+		}
 		var all []round
-		for _, mode := range o.modes {
-			m := o.match(b, mode, stderr)
-			var err error
-			if m.contenders, err = contenders(mode); err != nil {
-				return err
-			}
+		for _, m := range matches {
 			rounds, err := m.play(ctx, rep.round)
 			if err != nil {
 				return err

@@ -40,11 +40,12 @@ func contenders(mode kgroup.Mode) ([]contender, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := []contender{{name: nameRaw, kind: "raw", engine: own}, {name: nameKgroup, kind: "kgroup"}}
+	raw := setup{Kind: "raw", Mode: mode, Engine: own}
+	list := []contender{{nameRaw, raw}, {nameKgroup, setup{Kind: "kgroup", Mode: mode}}}
 	if best := tuned(mode, own); best != own {
-		list = append(list, contender{name: nameTuned, kind: "raw", engine: best})
+		list = append(list, contender{nameTuned, setup{Kind: "raw", Mode: mode, Engine: best}})
 	}
-	return append(list, contender{name: nameAgain, kind: "raw", engine: own}), nil
+	return append(list, contender{nameAgain, raw}), nil
 }
 
 // overhead is the command.
@@ -53,23 +54,24 @@ func overhead(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if err != nil {
 		return err
 	}
-	return compete(ctx, o, stdout, stderr, contenders, summarize)
+	return compete(ctx, o, stdout, stderr, o.eachMode(contenders, stderr), summarize)
 }
 
 // summarize compares kgroup with the bare loops, and those that do the same with each
 // other. The one against which kgroup looks worst counts.
 func summarize(m match, rounds []round) summary {
 	s := newSummary(m, rounds)
+	worst := 0.0
 	for _, c := range m.contenders {
 		if c.name != nameRaw && c.name != nameTuned {
 			continue
 		}
-		against := compare(rounds, nameKgroup, c.name)
-		if s.Counts == "" || against.Throughput.Median < s.Comparisons[0].Throughput.Median {
-			s.Counts = c.name
+		against := compare(m.columns, rounds, nameKgroup, c.name)
+		if ratio := against.Numbers[rate.key].Median; s.Counts == "" || ratio < worst {
+			s.Counts, worst = c.name, ratio
 		}
 		s.Comparisons = append(s.Comparisons, against)
 	}
-	s.Comparisons = append(s.Comparisons, compare(rounds, nameAgain, nameRaw))
+	s.Comparisons = append(s.Comparisons, compare(m.columns, rounds, nameAgain, nameRaw))
 	return s
 }

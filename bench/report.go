@@ -34,37 +34,34 @@ type machine struct {
 
 // A summary is the result of a match.
 type summary struct {
-	Mode        string                 `json:"mode"`
+	Match       string                 `json:"match"`
 	Contenders  map[string]description `json:"contenders"`
 	Comparisons []comparison           `json:"comparisons"`
 	Counts      string                 `json:"counts,omitempty"` // the bare loop against which kgroup looks worse
 	Cut         int                    `json:"cut_runs"`         // runs that came to the topic's end
 	names       []string
+	columns     []column
 }
 
 // A description sums up one contender. Its numbers are of different minutes: only
 // comparisons are to be relied on.
 type description struct {
-	Settings string `json:"settings,omitempty"`
-	Rate     spread `json:"messages_per_second"`
-	CPU      spread `json:"cpu_ns_per_message"`
-	Allocs   spread `json:"allocs_per_message"`
-	Bytes    spread `json:"bytes_per_message"`
-	GCs      spread `json:"gcs"`
+	Library   string            `json:"library"` // with its version
+	Guarantee string            `json:"guarantee"`
+	Settings  string            `json:"settings,omitempty"`
+	Numbers   map[string]spread `json:"numbers"` // by column
 }
 
 func newSummary(m match, rounds []round) summary {
-	s := summary{Mode: m.mode.String(), Contenders: map[string]description{}}
+	s := summary{Match: m.title, Contenders: map[string]description{}, columns: m.columns}
 	for _, c := range m.contenders {
-		d := description{
-			Rate:   each(rounds, c.name, func(s sample) float64 { return s.Rate }),
-			CPU:    each(rounds, c.name, func(s sample) float64 { return s.CPU }),
-			Allocs: each(rounds, c.name, func(s sample) float64 { return s.Allocs }),
-			Bytes:  each(rounds, c.name, func(s sample) float64 { return s.Bytes }),
-			GCs:    each(rounds, c.name, func(s sample) float64 { return float64(s.GCs) }),
+		l := libraries()[c.Kind]
+		d := description{Library: l.module + " " + version(l.module), Guarantee: l.guarantee, Numbers: map[string]spread{}}
+		for _, col := range m.columns {
+			d.Numbers[col.key] = each(rounds, c.name, col.of)
 		}
-		if c.kind == "raw" {
-			d.Settings = c.engine.String()
+		if c.Engine != (engineSettings{}) {
+			d.Settings = c.Engine.String()
 		}
 		s.Contenders[c.name] = d
 		s.names = append(s.names, c.name)
@@ -121,7 +118,8 @@ func (r *report) machine(b *broker, o options) error {
 	return r.err
 }
 
-func (r *report) round(n round) error {
+// round shows the first two columns.
+func (r *report) round(m match, n round) error {
 	if r.json != nil {
 		return r.json.Encode(struct {
 			Kind string `json:"kind"`
@@ -131,13 +129,16 @@ func (r *report) round(n round) error {
 	var runs []string
 	for _, name := range n.Order {
 		s := n.Runs[name]
-		cut := ""
-		if s.Cut {
-			cut = fmt.Sprintf(" (cut after %.1fs)", s.Seconds)
+		text := name
+		for _, col := range m.columns[:min(2, len(m.columns))] {
+			text += fmt.Sprintf(" "+col.format+" "+col.label, col.of(s))
 		}
-		runs = append(runs, fmt.Sprintf("%s %.2fM/s %.0fns%s", name, s.Rate/1e6, s.CPU, cut))
+		if s.Cut {
+			text += fmt.Sprintf(" (cut after %.1fs)", s.Seconds)
+		}
+		runs = append(runs, text)
 	}
-	r.printf("%s %d: %s\n", n.Mode, n.Number, strings.Join(runs, ", "))
+	r.printf("%s %d: %s\n", n.Match, n.Number, strings.Join(runs, ", "))
 	return r.err
 }
 
@@ -148,19 +149,27 @@ func (r *report) summary(s summary) error {
 			summary
 		}{"summary", s})
 	}
-	r.printf("\n%s, medians\n", s.Mode)
-	r.printf("  %-24s %12s %12s %12s %12s %6s\n", "", "messages/s", "CPU ns/msg", "allocs/msg", "bytes/msg", "GCs")
+	r.printf("\n%s, medians\n  %-24s", s.Match, "")
+	for _, col := range s.columns {
+		r.printf(" %12s", col.label)
+	}
+	r.printf("\n")
 	for _, name := range s.names {
 		d := s.Contenders[name]
-		r.printf("  %-24s %12.0f %12.0f %12.3f %12.1f %6.0f  %s\n", name, d.Rate.Median, d.CPU.Median, d.Allocs.Median, d.Bytes.Median, d.GCs.Median, d.Settings)
+		r.printf("  %-24s", name)
+		for _, col := range s.columns {
+			r.printf(" %12s", fmt.Sprintf(col.format, d.Numbers[col.key].Median))
+		}
+		r.printf("  %s\n", d.Settings)
 	}
 	for _, c := range s.Comparisons {
 		r.printf("%s against %s, within rounds\n", c.What, c.Against)
 		r.printf("  %-24s %9s %9s %9s %9s %9s\n", "", "min", "q1", "median", "q3", "max")
-		r.spread("messages/s, ratio", c.Throughput)
-		r.spread("CPU per message, ratio", c.CPU)
-		r.spread("allocs added per message", c.Allocs)
-		r.spread("bytes added per message", c.Bytes)
+		for _, col := range s.columns {
+			if n, ok := c.Numbers[col.key]; ok {
+				r.spread(col.label+map[way]string{asRatio: ", ratio", asDifference: ", added"}[col.how], n)
+			}
+		}
 	}
 	if s.Counts != "" {
 		r.printf("what counts: %s against %s\n", nameKgroup, s.Counts)
@@ -168,8 +177,21 @@ func (r *report) summary(s summary) error {
 	if s.Cut > 0 {
 		r.printf("%d runs came to the end of the topic and are shorter; more -records avoid that\n", s.Cut)
 	}
+	r.guarantees(s)
 	r.printf("\n")
 	return r.err
+}
+
+// guarantees says what each library does for its price.
+func (r *report) guarantees(s summary) {
+	told := map[string]bool{}
+	for _, name := range s.names {
+		d := s.Contenders[name]
+		if !told[d.Library] {
+			told[d.Library] = true
+			r.printf("%s: %s\n", d.Library, d.Guarantee)
+		}
+	}
 }
 
 func (r *report) spread(label string, s spread) {

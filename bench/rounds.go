@@ -12,81 +12,67 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
-
-	"github.com/kgroup-go/kgroup"
 )
 
 // A contender is one way to read the topic.
 type contender struct {
-	name    string
-	kind    string // of job
-	engine  engineSettings
-	letters string // of job
+	name string
+	setup
 }
 
 // A round holds one run of every contender.
 type round struct {
-	Mode   string            `json:"mode"`
+	Match  string            `json:"match"`
 	Number int               `json:"round"` // from 1
 	Order  []string          `json:"order"`
 	Runs   map[string]sample `json:"runs"`
 }
 
-// A match is what is played: the contenders of one mode, on one broker.
+// A match is what is played: contenders that do the same job, on one broker.
 type match struct {
+	title      string
 	broker     *broker
-	topic      topic
-	mode       kgroup.Mode
+	job        job // what all of them are to do
 	contenders []contender
+	columns    []column // the numbers of a run
 	rounds     int
-	warmup     time.Duration
-	duration   time.Duration
 	profiles   string // folder for CPU profiles; empty: none
 	stderr     io.Writer
 }
 
 // play plays all rounds and tells each as soon as it is over.
-func (m match) play(ctx context.Context, tell func(round) error) ([]round, error) {
+func (m match) play(ctx context.Context, tell func(match, round) error) ([]round, error) {
 	// The first run would be the one for which the broker compiles its code and
 	// reads its files.
-	if _, err := start(ctx, m.job(m.contenders[0], -1), m.stderr); err != nil {
-		return nil, fmt.Errorf("%v, before the first round: %w", m.mode, err)
+	if _, err := start(ctx, m.jobOf(m.contenders[0], -1), m.stderr); err != nil {
+		return nil, fmt.Errorf("%s, before the first round: %w", m.title, err)
 	}
 	var rounds []round
 	for n := range m.rounds {
-		r := round{Mode: m.mode.String(), Number: n + 1, Runs: map[string]sample{}}
+		r := round{Match: m.title, Number: n + 1, Runs: map[string]sample{}}
 		for _, c := range order(m.contenders, n) {
-			s, err := start(ctx, m.job(c, n), m.stderr)
+			s, err := start(ctx, m.jobOf(c, n), m.stderr)
 			if err != nil {
-				return nil, fmt.Errorf("%v, round %d, %s: %w", m.mode, n+1, c.name, err)
+				return nil, fmt.Errorf("%s, round %d, %s: %w", m.title, n+1, c.name, err)
 			}
 			r.Order = append(r.Order, c.name)
 			r.Runs[c.name] = s
 		}
 		rounds = append(rounds, r)
-		if err := tell(r); err != nil {
+		if err := tell(m, r); err != nil {
 			return nil, err
 		}
 	}
 	return rounds, nil
 }
 
-func (m match) job(c contender, n int) job {
+func (m match) jobOf(c contender, n int) job {
 	// A group of its own for each run: it begins at the beginning.
-	id := strings.ToLower(fmt.Sprintf("%v-%s-%d", m.mode, c.name, n+1))
-	j := job{
-		Kind:     c.kind,
-		Mode:     m.mode,
-		Engine:   c.engine,
-		Brokers:  m.broker.addrs,
-		CA:       m.broker.ca,
-		Topic:    m.topic,
-		Letters:  c.letters,
-		Group:    "bench-" + id,
-		Warmup:   m.warmup,
-		Duration: m.duration,
-	}
+	id := strings.ToLower(fmt.Sprintf("%s-%s-%d", m.title, c.name, n+1))
+	j := m.job
+	j.setup = c.setup
+	j.Brokers, j.CA = m.broker.addrs, m.broker.ca
+	j.Group = "bench-" + id
 	if m.profiles != "" && n >= 0 {
 		j.Profile = filepath.Join(m.profiles, id+".pprof")
 	}

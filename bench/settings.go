@@ -20,11 +20,11 @@ func candidates(mode kgroup.Mode) ([]contender, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := []contender{{name: nameRaw, kind: "raw", engine: own}}
+	list := []contender{{nameRaw, setup{Kind: "raw", Mode: mode, Engine: own}}}
 	add := func(name string, change func(*engineSettings)) {
 		s := own
 		if change(&s); s != own {
-			list = append(list, contender{name: name, kind: "raw", engine: s})
+			list = append(list, contender{name, setup{Kind: "raw", Mode: mode, Engine: s}})
 		}
 	}
 	for _, buffer := range []int{16, 256, 1024, 4096, 16384, 65536} {
@@ -45,14 +45,14 @@ func settings(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if err != nil {
 		return err
 	}
-	return compete(ctx, o, stdout, stderr, candidates, compareWithFirst)
+	return compete(ctx, o, stdout, stderr, o.eachMode(candidates, stderr), compareWithFirst)
 }
 
 // compareWithFirst compares everybody with the first.
 func compareWithFirst(m match, rounds []round) summary {
 	s := newSummary(m, rounds)
 	for _, c := range m.contenders[1:] {
-		s.Comparisons = append(s.Comparisons, compare(rounds, c.name, m.contenders[0].name))
+		s.Comparisons = append(s.Comparisons, compare(m.columns, rounds, c.name, m.contenders[0].name))
 	}
 	return s
 }

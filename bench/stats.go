@@ -49,36 +49,71 @@ func quantile(sorted []float64, p float64) float64 {
 	return sorted[i] + (at-low)*(sorted[i+1]-sorted[i])
 }
 
+// A column is one number of every run.
+type column struct {
+	key    string // in JSON
+	label  string // in a text
+	format string
+	of     func(sample) float64
+	how    way
+}
+
+// A way is how the numbers of two runs are compared.
+type way int
+
+const (
+	not way = iota
+	asRatio
+	asDifference
+)
+
+// rate is the number that most is about.
+var rate = column{"messages_per_second", "messages/s", "%.0f", func(s sample) float64 { return s.Rate }, asRatio}
+
+// throughputColumns are the numbers of job.throughput.
+func throughputColumns() []column {
+	return []column{
+		rate,
+		{"cpu_ns_per_message", "CPU ns/msg", "%.0f", func(s sample) float64 { return s.CPU }, asRatio},
+		{"allocs_per_message", "allocs/msg", "%.3f", func(s sample) float64 { return s.Allocs }, asDifference},
+		{"bytes_per_message", "bytes/msg", "%.1f", func(s sample) float64 { return s.Bytes }, asDifference},
+		{"gcs", "GCs", "%.0f", func(s sample) float64 { return float64(s.GCs) }, not},
+	}
+}
+
 // A comparison holds one contender against another, round by round.
 type comparison struct {
-	What    string `json:"what"`
-	Against string `json:"against"`
-
-	Throughput spread `json:"throughput_ratio"`
-	CPU        spread `json:"cpu_per_message_ratio"`
-	Allocs     spread `json:"allocs_added_per_message"`
-	Bytes      spread `json:"bytes_added_per_message"`
+	What    string            `json:"what"`
+	Against string            `json:"against"`
+	Numbers map[string]spread `json:"numbers"` // ratios or differences, by column
 }
 
 // compare pairs the runs of the same round. A round that lacks one of the two is
 // left out.
-func compare(rounds []round, what, against string) comparison {
-	c := comparison{What: what, Against: against}
-	var throughput, cpu, allocs, bytes []float64
-	for _, r := range rounds {
-		x, ok := r.Runs[what]
-		y, also := r.Runs[against]
-		if !ok || !also {
+func compare(columns []column, rounds []round, what, against string) comparison {
+	c := comparison{What: what, Against: against, Numbers: map[string]spread{}}
+	for _, col := range columns {
+		if col.how == not {
 			continue
 		}
-		throughput = append(throughput, x.Rate/y.Rate)
-		cpu = append(cpu, x.CPU/y.CPU)
-		allocs = append(allocs, x.Allocs-y.Allocs)
-		bytes = append(bytes, x.Bytes-y.Bytes)
+		var list []float64
+		for _, r := range rounds {
+			x, ok := r.Runs[what]
+			y, also := r.Runs[against]
+			if ok && also {
+				list = append(list, col.how.compare(col.of(x), col.of(y)))
+			}
+		}
+		c.Numbers[col.key] = spreadOf(list)
 	}
-	c.Throughput, c.CPU = spreadOf(throughput), spreadOf(cpu)
-	c.Allocs, c.Bytes = spreadOf(allocs), spreadOf(bytes)
 	return c
+}
+
+func (w way) compare(x, y float64) float64 {
+	if w == asRatio {
+		return x / y
+	}
+	return x - y
 }
 
 // each returns one number of every run of a contender.

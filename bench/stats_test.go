@@ -47,28 +47,27 @@ func TestCompareWithinRounds(t *testing.T) {
 		{Runs: map[string]sample{"a": {Rate: 20, CPU: 20, Allocs: 2, Bytes: 100}, "b": {Rate: 10, CPU: 20, Allocs: 2, Bytes: 100}}},
 		{Runs: map[string]sample{"a": {Rate: 1}}}, // without b: no pair
 	}
-	want := comparison{
-		What: "a", Against: "b",
-		Throughput: spread{3, 2, 2, 2, 2, 2},
-		CPU:        spread{3, 0.5, 0.75, 1, 1.25, 1.5},
-		Allocs:     spread{3, 0, 0.25, 0.5, 0.75, 1},
-		Bytes:      spread{3, -10, -7.5, -5, -2.5, 0},
-	}
-	assert.Equal(t, want, compare(rounds, "a", "b"))
+	want := comparison{What: "a", Against: "b", Numbers: map[string]spread{
+		"messages_per_second": {3, 2, 2, 2, 2, 2},
+		"cpu_ns_per_message":  {3, 0.5, 0.75, 1, 1.25, 1.5},
+		"allocs_per_message":  {3, 0, 0.25, 0.5, 0.75, 1},
+		"bytes_per_message":   {3, -10, -7.5, -5, -2.5, 0},
+	}}
+	assert.Equal(t, want, compare(throughputColumns(), rounds, "a", "b"))
 }
 
 // The bare loop against which kgroup is slower counts.
 func TestTheLowerRatioCounts(t *testing.T) {
-	m := match{contenders: theContenders(t)}
+	m := match{contenders: theContenders(t), columns: throughputColumns()}
 	rounds := []round{{Runs: map[string]sample{
 		nameKgroup: {Rate: 90, CPU: 1, Cut: true}, nameRaw: {Rate: 100, CPU: 1}, nameTuned: {Rate: 200, CPU: 1}, nameAgain: {Rate: 80, CPU: 1},
 	}}}
 	s := summarize(m, rounds)
 	assert.Equal(t, nameTuned, s.Counts)
 	assert.Equal(t, 1, s.Cut)
-	assert.InDelta(t, 0.9, s.Comparisons[0].Throughput.Median, 1e-9, "against raw")
-	assert.InDelta(t, 0.45, s.Comparisons[1].Throughput.Median, 1e-9, "against raw-tuned")
-	assert.InDelta(t, 0.8, s.Comparisons[2].Throughput.Median, 1e-9, "the control")
+	assert.InDelta(t, 0.9, s.Comparisons[0].Numbers[rate.key].Median, 1e-9, "against raw")
+	assert.InDelta(t, 0.45, s.Comparisons[1].Numbers[rate.key].Median, 1e-9, "against raw-tuned")
+	assert.InDelta(t, 0.8, s.Comparisons[2].Numbers[rate.key].Median, 1e-9, "the control")
 
 	rounds[0].Runs[nameTuned] = sample{Rate: 95, CPU: 1}
 	assert.Equal(t, nameRaw, summarize(m, rounds).Counts)
