@@ -28,7 +28,7 @@ const contenderCommand = "contender"
 type setup struct {
 	Kind    string // of libraries
 	Mode    kgroup.Mode
-	Engine  engineSettings // of a raw loop; kgroup runs with its own
+	Engine  engineSettings // of a raw loop; zero: those of its README
 	Letters string         // dead-letter topic of kgroup; empty: what fails is tried for ever
 }
 
@@ -42,6 +42,10 @@ type job struct {
 	Warmup   time.Duration
 	Duration time.Duration
 	Profile  string
+
+	Task    string           // of tasks; empty: throughput
+	Rest    time.Duration    // of stall
+	Moments [2]time.Duration // of stall
 }
 
 // Members say every second that they are alive, and may be silent for 20: kgroup's
@@ -86,11 +90,23 @@ func contend(ctx context.Context, args []string, stdout io.Writer) error {
 	if err := json.Unmarshal([]byte(args[0]), &j); err != nil {
 		return fmt.Errorf("contender: %w", err)
 	}
-	s, err := j.throughput(ctx)
+	do, ok := tasks()[j.Task]
+	if !ok {
+		return fmt.Errorf("contender: unknown task %q", j.Task)
+	}
+	s, err := do(j, ctx)
 	if err != nil {
 		return fmt.Errorf("contender: %w", err)
 	}
 	return json.NewEncoder(stdout).Encode(s)
+}
+
+// tasks are what a contender may have to do.
+func tasks() map[string]func(job, context.Context) (sample, error) {
+	return map[string]func(job, context.Context) (sample, error){
+		"":      job.throughput,
+		"stall": job.stall,
+	}
 }
 
 // join makes this process a member of the group that handles messages with m. What it

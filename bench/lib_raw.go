@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/Shopify/sarama"
 	cluster "github.com/bsm/sarama-cluster"
 
 	"github.com/kgroup-go/kgroup"
@@ -67,18 +68,43 @@ func readPartition(p cluster.PartitionConsumer, m *meter) {
 	}
 }
 
-// bare are the settings of a loop without kgroup. They come from ClusterConfig, which
-// leaves connections to sarama as long as it is told of no TLS.
-func (j job) bare() (*cluster.Config, error) {
-	cfg := j.config(nothing)
-	cfg.Tune = j.Engine.apply
-	built, err := cfg.ClusterConfig()
-	if err != nil || j.CA == "" {
-		return built, err
+// bare are the settings of a loop without kgroup.
+func (j job) bare() (built *cluster.Config, err error) {
+	if j.Engine == (engineSettings{}) {
+		built = j.documented()
+	} else if built, err = j.likeKgroup(); err != nil {
+		return nil, err
+	}
+	if j.CA == "" {
+		return built, nil
 	}
 	built.Net.TLS.Enable = true
 	built.Net.TLS.Config, err = trusting(j.CA)
 	return built, err
+}
+
+// documented is what sarama-cluster's README begins with, with what all contenders have
+// in common.
+func (j job) documented() *cluster.Config {
+	built := cluster.NewConfig()
+	built.Version = sarama.V2_1_0_0 // its default is of no use to Kafka 4
+	built.Consumer.Return.Errors = true
+	built.Consumer.Offsets.Initial = sarama.OffsetOldest
+	built.Consumer.Offsets.CommitInterval = commitInterval
+	built.Group.Session.Timeout = session
+	built.Group.Heartbeat.Interval = heartbeat
+	if j.Mode == kgroup.Partitions {
+		built.Group.Mode = cluster.ConsumerModePartitions
+	}
+	return built
+}
+
+// likeKgroup comes from ClusterConfig, which leaves connections to sarama as long as it
+// is told of no TLS.
+func (j job) likeKgroup() (*cluster.Config, error) {
+	cfg := j.config(nothing)
+	cfg.Tune = j.Engine.apply
+	return cfg.ClusterConfig()
 }
 
 // engineSettings are the engine's settings that decide how fast a bare loop is.

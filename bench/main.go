@@ -7,6 +7,7 @@
 //	go run ./bench overhead          what kgroup costs over a bare loop
 //	go run ./bench calm              what retry, dead letters and a breaker cost while nothing fails
 //	go run ./bench peers             kgroup and other libraries, side by side
+//	go run ./bench stall             how long messages wait while a member joins and leaves
 //	go run ./bench settings          the engine settings with which a bare loop is fastest
 //
 // Each takes -h.
@@ -39,6 +40,7 @@ func commands() []command {
 		{"overhead", "what kgroup costs over a bare loop", overhead},
 		{"calm", "what retry, dead letters and a breaker cost while nothing fails", calm},
 		{"peers", "kgroup and other libraries, side by side", peers},
+		{"stall", "how long messages wait while a member joins and leaves", stall},
 		{"settings", "the engine settings with which a bare loop is fastest", settings},
 	}
 }

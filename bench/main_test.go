@@ -130,6 +130,47 @@ func TestPeers(t *testing.T) {
 	}
 }
 
+// Joining and leaving, once for everybody.
+func TestStall(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	var out bytes.Buffer
+	require.NoError(t, run(t.Context(), strings.Fields("stall -broker embedded -rounds 1 -mode partitions -rest 200ms -json"), &out, t.Output()))
+	var got struct {
+		Kind       string
+		Failed     int `json:"failed_runs"`
+		Notes      []string
+		Contenders map[string]struct{ Numbers map[string]spread }
+	}
+	for line := range strings.Lines(out.String()) {
+		require.NoError(t, json.Unmarshal([]byte(line), &got))
+	}
+	require.Equal(t, "summary", got.Kind)
+	assert.Zero(t, got.Failed, out.String())
+	for _, name := range []string{"raw-partitions", "kgroup-partitions", nameSarama, "franz-go", nameSaramaAgain} {
+		numbers := got.Contenders[name].Numbers
+		assert.Positive(t, numbers["join_worst_ms"].Median, name)
+		assert.Positive(t, numbers["leave_worst_ms"].Median, name)
+		assert.Zero(t, numbers["skipped"].Max, name)
+	}
+	assert.Len(t, got.Notes, 4)
+}
+
+// Every round has a part of the second to itself.
+func TestMoments(t *testing.T) {
+	const rounds = 20
+	var parts [2]map[int]bool
+	for i := range parts {
+		parts[i] = map[int]bool{}
+		for n := range rounds {
+			m := moments(1, rounds, n)
+			assert.Equal(t, m, moments(1, rounds, n), "the same for all contenders")
+			parts[i][int(m[i]*rounds/heartbeat)] = true
+		}
+		assert.Len(t, parts[i], rounds)
+	}
+	assert.NotEqual(t, moments(1, rounds, 3), moments(2, rounds, 3))
+}
+
 func TestOverheadWithTLS(t *testing.T) {
 	var out bytes.Buffer
 	require.NoError(t, run(t.Context(), []string{

@@ -20,21 +20,24 @@ import (
 // A sample is what a contender measured. CPU, Allocs and Bytes are those of the
 // whole process: what an engine does in the background counts.
 type sample struct {
-	Messages int64   `json:"messages"`
-	Seconds  float64 `json:"seconds"`
-	Rate     float64 `json:"messages_per_second"`
-	CPU      float64 `json:"cpu_ns_per_message"`
-	Allocs   float64 `json:"allocs_per_message"`
-	Bytes    float64 `json:"bytes_per_message"`
-	GCs      uint32  `json:"gcs"`
+	Messages int64   `json:"messages,omitempty"`
+	Seconds  float64 `json:"seconds,omitempty"`
+	Rate     float64 `json:"messages_per_second,omitempty"`
+	CPU      float64 `json:"cpu_ns_per_message,omitempty"`
+	Allocs   float64 `json:"allocs_per_message,omitempty"`
+	Bytes    float64 `json:"bytes_per_message,omitempty"`
+	GCs      uint32  `json:"gcs,omitempty"`
 	Cut      bool    `json:"cut,omitempty"` // the topic was nearly at its end: Seconds are fewer than asked for
+
+	Stall *stallSample `json:"stall,omitempty"`
 }
 
 // A meter counts what is handled, by partition: partitions are handled side by
 // side, and a counter they share would cost more than what is measured.
 type meter struct {
 	partitions []partitionMeter
-	perLane    int64 // messages in each partition
+	perLane    int64                                    // messages in each partition
+	work       func(partition int32, key, value []byte) // nil: look at the message
 }
 
 type partitionMeter struct {
@@ -47,10 +50,15 @@ func newMeter(partitions int, perPartition int64) *meter {
 	return &meter{partitions: make([]partitionMeter, partitions), perLane: perPartition}
 }
 
-// handle is the work that every contender does: it counts the message and looks at
-// it.
-func (m *meter) handle(partition int32, _, value []byte) {
+// handle is what every contender does: it counts the message and looks at it, or does
+// the work that is set.
+func (m *meter) handle(partition int32, key, value []byte) {
 	p := &m.partitions[partition]
+	if m.work != nil {
+		m.work(partition, key, value)
+		p.handled.Add(1)
+		return
+	}
 	p.handled.Add(1)
 	if len(value) > 0 {
 		p.sum += value[0]

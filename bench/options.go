@@ -31,16 +31,22 @@ type options struct {
 	json             bool
 
 	topics []topic // to be filled
+	about  string  // what is measured, where it is not how fast a topic is read
 }
 
-func parse(name string, args []string, stderr io.Writer) (options, error) {
-	var o options
+// parse reads the flags that all commands have. What else there is of flags and
+// defaults is added by more, which is called before.
+func parse(name string, args []string, stderr io.Writer, more ...func(*flag.FlagSet, *options)) (options, error) {
+	o := options{rounds: 21, duration: 3 * time.Second, warmup: 300 * time.Millisecond}
 	var mode string
 	f := flag.NewFlagSet("bench "+name, flag.ContinueOnError)
 	f.SetOutput(stderr)
-	f.IntVar(&o.rounds, "rounds", 21, "how often every contender runs")
-	f.DurationVar(&o.duration, "duration", 3*time.Second, "how long a run is measured")
-	f.DurationVar(&o.warmup, "warmup", 300*time.Millisecond, "how much of a run is left out at its beginning")
+	for _, add := range more {
+		add(f, &o)
+	}
+	f.IntVar(&o.rounds, "rounds", o.rounds, "how often every contender runs")
+	f.DurationVar(&o.duration, "duration", o.duration, "how long a run is measured")
+	f.DurationVar(&o.warmup, "warmup", o.warmup, "how much of a run is left out at its beginning")
 	f.StringVar(&mode, "mode", "both", "multiplex, partitions or both")
 	f.StringVar(&o.broker, "broker", "kafka", "kafka (needs Java 17 and Maven) or embedded")
 	f.StringVar(&o.version, "version", "4.4.0", "which Kafka")

@@ -30,6 +30,7 @@ type machine struct {
 	Rounds     int     `json:"rounds"`
 	Seconds    float64 `json:"seconds"`
 	Warmup     float64 `json:"warmup_seconds"`
+	About      string  `json:"about,omitempty"`
 }
 
 // A summary is the result of a match.
@@ -39,6 +40,8 @@ type summary struct {
 	Comparisons []comparison           `json:"comparisons"`
 	Counts      string                 `json:"counts,omitempty"` // the bare loop against which kgroup looks worse
 	Cut         int                    `json:"cut_runs"`         // runs that came to the topic's end
+	Failed      int                    `json:"failed_runs"`
+	Notes       []string               `json:"notes,omitempty"`
 	names       []string
 	columns     []column
 }
@@ -67,6 +70,7 @@ func newSummary(m match, rounds []round) summary {
 		s.names = append(s.names, c.name)
 	}
 	for _, r := range rounds {
+		s.Failed += len(r.Failed)
 		for _, run := range r.Runs {
 			if run.Cut {
 				s.Cut++
@@ -104,7 +108,7 @@ func (r *report) machine(b *broker, o options) error {
 		Date: time.Now().UTC().Format(time.DateOnly), Broker: b.name,
 		Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, CPUs: runtime.NumCPU(), GOMAXPROCS: runtime.GOMAXPROCS(0),
 		Partitions: t.Partitions, Messages: t.PerPartition * int64(t.Partitions), Size: t.Size, Headers: t.Headers,
-		Rounds: o.rounds, Seconds: o.duration.Seconds(), Warmup: o.warmup.Seconds(),
+		Rounds: o.rounds, Seconds: o.duration.Seconds(), Warmup: o.warmup.Seconds(), About: o.about,
 	}
 	if r.json != nil {
 		return r.json.Encode(struct {
@@ -113,7 +117,11 @@ func (r *report) machine(b *broker, o options) error {
 		}{"machine", m})
 	}
 	r.printf("%s, %s, %s, %d CPUs, GOMAXPROCS %d, broker: %s\n", m.Date, m.Go, m.Platform, m.CPUs, m.GOMAXPROCS, m.Broker)
-	r.printf("%d partitions, %d messages of %d bytes with %d headers; %d rounds of %v after %v of warm-up\n", m.Partitions, m.Messages, m.Size, m.Headers, o.rounds, o.duration, o.warmup)
+	if m.About != "" {
+		r.printf("%s\n", m.About)
+	} else {
+		r.printf("%d partitions, %d messages of %d bytes with %d headers; %d rounds of %v after %v of warm-up\n", m.Partitions, m.Messages, m.Size, m.Headers, o.rounds, o.duration, o.warmup)
+	}
 	r.printf("broker and contender share the CPUs: only the ratios mean something\n")
 	return r.err
 }
@@ -128,7 +136,11 @@ func (r *report) round(m match, n round) error {
 	}
 	var runs []string
 	for _, name := range n.Order {
-		s := n.Runs[name]
+		s, ok := n.Runs[name]
+		if !ok {
+			runs = append(runs, name+" failed: "+n.Failed[name])
+			continue
+		}
 		text := name
 		for _, col := range m.columns[:min(2, len(m.columns))] {
 			text += fmt.Sprintf(" "+col.format+" "+col.label, col.of(s))
@@ -173,6 +185,12 @@ func (r *report) summary(s summary) error {
 	}
 	if s.Counts != "" {
 		r.printf("what counts: %s against %s\n", nameKgroup, s.Counts)
+	}
+	for _, note := range s.Notes {
+		r.printf("%s\n", note)
+	}
+	if s.Failed > 0 {
+		r.printf("%d runs failed; the other numbers are without them\n", s.Failed)
 	}
 	if s.Cut > 0 {
 		r.printf("%d runs came to the end of the topic and are shorter; more -records avoid that\n", s.Cut)

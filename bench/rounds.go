@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // A contender is one way to read the topic.
@@ -26,6 +27,7 @@ type round struct {
 	Number int               `json:"round"` // from 1
 	Order  []string          `json:"order"`
 	Runs   map[string]sample `json:"runs"`
+	Failed map[string]string `json:"failed,omitempty"` // why there is no run
 }
 
 // A match is what is played: contenders that do the same job, on one broker.
@@ -38,25 +40,35 @@ type match struct {
 	rounds     int
 	profiles   string // folder for CPU profiles; empty: none
 	stderr     io.Writer
+
+	// around calls run, which runs a contender, when all that belongs to its job in
+	// round n is there. Nil: nothing is missing.
+	around func(ctx context.Context, n int, j *job, run func(context.Context) error) error
+	// tolerant: a contender that fails has lost a run, and the others go on.
+	tolerant bool
 }
 
 // play plays all rounds and tells each as soon as it is over.
 func (m match) play(ctx context.Context, tell func(match, round) error) ([]round, error) {
 	// The first run would be the one for which the broker compiles its code and
 	// reads its files.
-	if _, err := start(ctx, m.jobOf(m.contenders[0], -1), m.stderr); err != nil {
+	if _, err := m.run(ctx, m.contenders[0], -1); err != nil && !m.tolerant {
 		return nil, fmt.Errorf("%s, before the first round: %w", m.title, err)
 	}
 	var rounds []round
 	for n := range m.rounds {
-		r := round{Match: m.title, Number: n + 1, Runs: map[string]sample{}}
+		r := round{Match: m.title, Number: n + 1, Runs: map[string]sample{}, Failed: map[string]string{}}
 		for _, c := range order(m.contenders, n) {
-			s, err := start(ctx, m.jobOf(c, n), m.stderr)
-			if err != nil {
+			s, err := m.run(ctx, c, n)
+			r.Order = append(r.Order, c.name)
+			switch {
+			case err == nil:
+				r.Runs[c.name] = s
+			case m.tolerant && ctx.Err() == nil:
+				r.Failed[c.name] = err.Error()
+			default:
 				return nil, fmt.Errorf("%s, round %d, %s: %w", m.title, n+1, c.name, err)
 			}
-			r.Order = append(r.Order, c.name)
-			r.Runs[c.name] = s
 		}
 		rounds = append(rounds, r)
 		if err := tell(m, r); err != nil {
@@ -64,6 +76,26 @@ func (m match) play(ctx context.Context, tell func(match, round) error) ([]round
 		}
 	}
 	return rounds, nil
+}
+
+// runWithin is how long one run may take, so that a contender that hangs does not keep
+// the others from playing.
+const runWithin = 15 * time.Minute
+
+func (m match) run(ctx context.Context, c contender, n int) (s sample, err error) {
+	ctx, cancel := context.WithTimeout(ctx, runWithin)
+	defer cancel()
+	j := m.jobOf(c, n)
+	run := func(ctx context.Context) (err error) {
+		s, err = start(ctx, j, m.stderr)
+		return err
+	}
+	if m.around != nil {
+		err = m.around(ctx, n, &j, run)
+	} else {
+		err = run(ctx)
+	}
+	return s, err
 }
 
 func (m match) jobOf(c contender, n int) job {
