@@ -9,6 +9,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -43,6 +44,7 @@ type job struct {
 	Duration time.Duration
 	Profile  string
 
+	Session time.Duration    // the group's; zero: 20 s
 	Task    string           // of tasks; empty: throughput
 	Rest    time.Duration    // of stall
 	Moments [2]time.Duration // of stall
@@ -55,11 +57,17 @@ const (
 	heartbeat = time.Second
 )
 
+// timeouts are those of the job's group, by kgroup's rule.
+func (j job) timeouts() (s, beat time.Duration) {
+	s = cmp.Or(j.Session, session)
+	return s, min(heartbeat, s/6)
+}
+
 // commitInterval is how often every contender commits: kgroup's default.
 const commitInterval = time.Second
 
 // start runs a job in a process of its own and waits for its numbers.
-func start(ctx context.Context, j job, stderr io.Writer) (sample, error) {
+func start(ctx context.Context, j job, stdin io.Reader, stderr io.Writer) (sample, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return sample{}, err
@@ -70,7 +78,7 @@ func start(ctx context.Context, j job, stderr io.Writer) (sample, error) {
 	}
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, self, contenderCommand, string(arg))
-	cmd.Stdout, cmd.Stderr = &out, stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, stderr
 	if err := cmd.Run(); err != nil {
 		return sample{}, err
 	}
@@ -104,8 +112,11 @@ func contend(ctx context.Context, args []string, stdout io.Writer) error {
 // tasks are what a contender may have to do.
 func tasks() map[string]func(job, context.Context) (sample, error) {
 	return map[string]func(job, context.Context) (sample, error){
-		"":      job.throughput,
-		"stall": job.stall,
+		"":           job.throughput,
+		"stall":      job.stall,
+		"idle":       job.idle,
+		"queues":     job.queues,
+		"rebalances": job.rebalances,
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 )
 
 func joinFranz(ctx context.Context, j job, m *meter) (leave func() error, err error) {
+	session, heartbeat := j.timeouts()
 	opts := []kgo.Opt{
 		kgo.SeedBrokers(j.Brokers...),
 		kgo.ConsumerGroup(j.Group),

@@ -20,6 +20,7 @@ func joinKafkaGo(ctx context.Context, j job, m *meter) (leave func() error, err 
 			return nil, err
 		}
 	}
+	session, heartbeat := j.timeouts()
 	r := kafka.NewReader(kafka.ReaderConfig{
 		Brokers:           j.Brokers,
 		GroupID:           j.Group,

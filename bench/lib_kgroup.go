@@ -13,10 +13,10 @@ import (
 )
 
 func joinKgroup(ctx context.Context, j job, m *meter) (leave func() error, err error) {
-	c, err := j.consumer(func(_ context.Context, msg kgroup.Message) error {
+	c, err := j.consumer(j.config(func(_ context.Context, msg kgroup.Message) error {
 		m.handle(msg.Partition, msg.Key, msg.Value)
 		return nil
-	})
+	}))
 	if err != nil {
 		return nil, err
 	}
@@ -46,13 +46,14 @@ func (j job) config(handle kgroup.HandlerFunc) kgroup.Config {
 		Brokers: j.Brokers,
 		Group:   j.Group,
 		Mode:    j.Mode,
-		Topics:  kgroup.Topics{j.Topic.Name: t},
-		Logger:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+
+		SessionTimeout: j.Session,
+		Topics:         kgroup.Topics{j.Topic.Name: t},
+		Logger:         slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 }
 
-func (j job) consumer(handle kgroup.HandlerFunc) (*kgroup.Consumer, error) {
-	cfg := j.config(handle)
+func (j job) consumer(cfg kgroup.Config) (*kgroup.Consumer, error) {
 	if j.CA != "" {
 		var err error
 		if cfg.TLS, err = kgroup.LoadTLS(kgroup.TLSFiles{CA: j.CA}); err != nil {

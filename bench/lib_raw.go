@@ -91,8 +91,7 @@ func (j job) documented() *cluster.Config {
 	built.Consumer.Return.Errors = true
 	built.Consumer.Offsets.Initial = sarama.OffsetOldest
 	built.Consumer.Offsets.CommitInterval = commitInterval
-	built.Group.Session.Timeout = session
-	built.Group.Heartbeat.Interval = heartbeat
+	built.Group.Session.Timeout, built.Group.Heartbeat.Interval = j.timeouts()
 	if j.Mode == kgroup.Partitions {
 		built.Group.Mode = cluster.ConsumerModePartitions
 	}

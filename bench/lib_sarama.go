@@ -48,8 +48,7 @@ func (j job) sarama(cfg *sarama.Config) (*sarama.Config, error) {
 	cfg.Consumer.Return.Errors = true
 	cfg.Consumer.Offsets.Initial = sarama.OffsetOldest
 	cfg.Consumer.Offsets.AutoCommit.Interval = commitInterval
-	cfg.Consumer.Group.Session.Timeout = session
-	cfg.Consumer.Group.Heartbeat.Interval = heartbeat
+	cfg.Consumer.Group.Session.Timeout, cfg.Consumer.Group.Heartbeat.Interval = j.timeouts()
 	var err error
 	if j.CA != "" {
 		cfg.Net.TLS.Enable = true

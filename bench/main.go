@@ -8,6 +8,8 @@
 //	go run ./bench calm              what retry, dead letters and a breaker cost while nothing fails
 //	go run ./bench peers             kgroup and other libraries, side by side
 //	go run ./bench stall             how long messages wait while a member joins and leaves
+//	go run ./bench memory            what full queues hold, and whether rebalances leave something behind
+//	go run ./bench idle              what a member uses that has nothing to do
 //	go run ./bench settings          the engine settings with which a bare loop is fastest
 //
 // Each takes -h.
@@ -41,6 +43,8 @@ func commands() []command {
 		{"calm", "what retry, dead letters and a breaker cost while nothing fails", calm},
 		{"peers", "kgroup and other libraries, side by side", peers},
 		{"stall", "how long messages wait while a member joins and leaves", stall},
+		{"memory", "what full queues hold, and whether rebalances leave something behind", memory},
+		{"idle", "what a member uses that has nothing to do", idle},
 		{"settings", "the engine settings with which a bare loop is fastest", settings},
 	}
 }

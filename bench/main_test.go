@@ -171,6 +171,27 @@ func TestMoments(t *testing.T) {
 	assert.NotEqual(t, moments(1, rounds, 3), moments(2, rounds, 3))
 }
 
+func TestMemory(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	var out bytes.Buffer
+	require.NoError(t, run(t.Context(), strings.Fields(
+		"memory -broker embedded -rounds 1 -partitions 4 -records 40000 -early 2 -late 6 -mode partitions"), &out, t.Output()))
+	number := `[\d.]+`
+	assert.Regexp(t, `queues, medians\n.*\n +raw-partitions +\d{3,} +`+number+` .*\n +kgroup-partitions +\d{3,} +`+number, out.String())
+	assert.Regexp(t, `kgroup-partitions, late against early: heap in use `+number+`, goroutines `+number, out.String())
+	assert.NotContains(t, out.String(), "runs failed")
+}
+
+func TestIdle(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	var out bytes.Buffer
+	require.NoError(t, run(t.Context(), strings.Fields(
+		"idle -broker embedded -rounds 1 -partitions 4 -warmup 1ms -duration 100ms"), &out, t.Output()))
+	for _, name := range []string{"raw-multiplex", "kgroup-multiplex", "raw-partitions", "kgroup-partitions", "sarama", "franz-go"} {
+		assert.Regexp(t, `(?m)^ +`+name+` +\d+\.\d+ +\d+ +\d+ `, out.String())
+	}
+}
+
 func TestOverheadWithTLS(t *testing.T) {
 	var out bytes.Buffer
 	require.NoError(t, run(t.Context(), []string{
@@ -213,7 +234,7 @@ func TestContendersCheckTheCertificate(t *testing.T) {
 
 	j.CA = identities[1].ca
 	require.ErrorContains(t, connect(), "out of available brokers") // sarama does not say why
-	c, err := j.consumer(nothing)
+	c, err := j.consumer(j.config(nothing))
 	require.NoError(t, err)
 	require.ErrorContains(t, c.Run(t.Context()), "unknown authority")
 }
@@ -262,7 +283,7 @@ func TestTextReport(t *testing.T) {
 		nameRaw:    {Rate: 2_000_000, CPU: 500, Allocs: 2, Bytes: 200, Seconds: 1.5, Cut: true},
 	}}
 	rep := newReport(&out, false)
-	require.NoError(t, rep.machine(&broker{name: "Kafka 0"}, options{rounds: 1, duration: time.Second}))
+	require.NoError(t, rep.machine(&broker{name: "Kafka 0"}, options{rounds: 1, partitions: 1, duration: time.Second}))
 	require.NoError(t, rep.round(m, r))
 	require.NoError(t, rep.summary(summarize(m, []round{r})))
 	assert.Contains(t, out.String(), "broker: Kafka 0")
@@ -299,6 +320,7 @@ func TestCommandLine(t *testing.T) {
 		{"overhead -mode sideways", "want multiplex, partitions or both"},
 		{"overhead -broker rabbit", "want embedded or kafka"},
 		{"overhead -rounds 0", "must be more than zero"},
+		{"memory -early 1", "want at least 2"},
 		{"settings more", `unexpected argument "more"`},
 		{"contender", "want one argument"},
 	}

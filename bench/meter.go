@@ -29,7 +29,10 @@ type sample struct {
 	GCs      uint32  `json:"gcs,omitempty"`
 	Cut      bool    `json:"cut,omitempty"` // the topic was nearly at its end: Seconds are fewer than asked for
 
-	Stall *stallSample `json:"stall,omitempty"`
+	Stall  *stallSample `json:"stall,omitempty"`
+	Idle   *idleSample  `json:"idle,omitempty"`
+	Queues *queueSample `json:"queues,omitempty"`
+	Looks  []aLook      `json:"looks,omitempty"`
 }
 
 // A meter counts what is handled, by partition: partitions are handled side by
@@ -88,7 +91,7 @@ const startWithin = 30 * time.Second
 // of the window, which lasts longer if nothing was handled in it. It returns early,
 // with fewer seconds, when one of the partitions is nearly read to its end: from
 // there on not all partitions would take part.
-func (m *meter) measure(ctx context.Context, w window) (_ sample, err error) {
+func (m *meter) measure(ctx context.Context, w window) (sample, error) {
 	first := func() bool { total, _ := m.handled(); return total > 0 }
 	if ok, err := until(ctx, startWithin, first); !ok {
 		return sample{}, errors.Join(fmt.Errorf("no message within %v", startWithin), err)
@@ -98,14 +101,52 @@ func (m *meter) measure(ctx context.Context, w window) (_ sample, err error) {
 	if cut, err := until(ctx, w.warmup, dry); cut || err != nil {
 		return sample{}, errors.Join(errors.New("the topic was read to its end in the warm-up: more records are needed"), err)
 	}
-	if w.profile != "" {
-		f, err := os.Create(w.profile)
+	var start, end int64
+	var cut bool
+	u, err := use(w.profile, func() (err error) {
+		start, _ = m.handled()
+		cut, err = until(ctx, w.duration, dry)
+		moved := func() bool { total, _ := m.handled(); return total > start }
+		if ok, late := until(ctx, startWithin, moved); !ok {
+			err = errors.Join(err, late, fmt.Errorf("no message within %v", startWithin))
+		}
+		end, _ = m.handled()
+		return err
+	})
+	if err != nil {
+		return sample{}, err
+	}
+	n := float64(end - start)
+	return sample{
+		Messages: end - start,
+		Seconds:  u.took.Seconds(),
+		Rate:     n / u.took.Seconds(),
+		CPU:      float64(u.cpu) / n,
+		Allocs:   float64(u.allocs) / n,
+		Bytes:    float64(u.bytes) / n,
+		GCs:      u.gcs,
+		Cut:      cut,
+	}, nil
+}
+
+// A usage is what this process used.
+type usage struct {
+	took, cpu     time.Duration
+	allocs, bytes uint64
+	gcs           uint32
+}
+
+// use measures what the process uses while f runs. profile is a file for a CPU profile,
+// empty: none.
+func use(profile string, f func() error) (_ usage, err error) {
+	if profile != "" {
+		f, err := os.Create(profile)
 		if err != nil {
-			return sample{}, err
+			return usage{}, err
 		}
 		defer func() { err = errors.Join(err, f.Close()) }()
 		if err := pprof.StartCPUProfile(f); err != nil {
-			return sample{}, err
+			return usage{}, err
 		}
 		defer pprof.StopCPUProfile()
 	}
@@ -113,30 +154,15 @@ func (m *meter) measure(ctx context.Context, w window) (_ sample, err error) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	cpu, began := processCPU(), time.Now()
-	start, _ := m.handled()
-	cut, err := until(ctx, w.duration, dry)
-	moved := func() bool { total, _ := m.handled(); return total > start }
-	if ok, late := until(ctx, startWithin, moved); !ok {
-		err = errors.Join(err, late, fmt.Errorf("no message within %v", startWithin))
-	}
-	end, _ := m.handled()
+	err = f()
 	took := time.Since(began)
 	cpu = processCPU() - cpu
 	runtime.ReadMemStats(&after)
-	if err != nil {
-		return sample{}, err
-	}
-	n := float64(end - start)
-	return sample{
-		Messages: end - start,
-		Seconds:  took.Seconds(),
-		Rate:     n / took.Seconds(),
-		CPU:      float64(cpu) / n,
-		Allocs:   float64(after.Mallocs-before.Mallocs) / n,
-		Bytes:    float64(after.TotalAlloc-before.TotalAlloc) / n,
-		GCs:      after.NumGC - before.NumGC,
-		Cut:      cut,
-	}, nil
+	return usage{
+		took: took, cpu: cpu,
+		allocs: after.Mallocs - before.Mallocs, bytes: after.TotalAlloc - before.TotalAlloc,
+		gcs: after.NumGC - before.NumGC,
+	}, err
 }
 
 // until looks every few milliseconds whether something has happened, for at most d.

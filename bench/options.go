@@ -23,6 +23,7 @@ type options struct {
 	warmup, duration time.Duration
 	modes            []kgroup.Mode
 	broker, version  string
+	partitions       int
 	records          int64
 	headers          bool
 	tls              bool
@@ -37,7 +38,7 @@ type options struct {
 // parse reads the flags that all commands have. What else there is of flags and
 // defaults is added by more, which is called before.
 func parse(name string, args []string, stderr io.Writer, more ...func(*flag.FlagSet, *options)) (options, error) {
-	o := options{rounds: 21, duration: 3 * time.Second, warmup: 300 * time.Millisecond}
+	o := options{partitions: 8, rounds: 21, duration: 3 * time.Second, warmup: 300 * time.Millisecond}
 	var mode string
 	f := flag.NewFlagSet("bench "+name, flag.ContinueOnError)
 	f.SetOutput(stderr)
@@ -50,6 +51,7 @@ func parse(name string, args []string, stderr io.Writer, more ...func(*flag.Flag
 	f.StringVar(&mode, "mode", "both", "multiplex, partitions or both")
 	f.StringVar(&o.broker, "broker", "kafka", "kafka (needs Java 17 and Maven) or embedded")
 	f.StringVar(&o.version, "version", "4.4.0", "which Kafka")
+	f.IntVar(&o.partitions, "partitions", o.partitions, "of the topic")
 	f.Int64Var(&o.records, "records", 0, "messages in the topic (default: enough for a fast contender)")
 	f.BoolVar(&o.headers, "headers", false, "give each record three headers")
 	f.BoolVar(&o.tls, "tls", false, "encrypt the contenders' connections (with -broker kafka: 2.7 or later)")
@@ -72,8 +74,8 @@ func parse(name string, args []string, stderr io.Writer, more ...func(*flag.Flag
 	default:
 		return o, fmt.Errorf("-mode %q: want multiplex, partitions or both", mode)
 	}
-	if o.rounds < 1 || o.duration <= 0 || o.warmup < 0 {
-		return o, errors.New("-rounds and -duration must be more than zero, -warmup not less")
+	if o.rounds < 1 || o.partitions < 1 || o.duration <= 0 || o.warmup < 0 {
+		return o, errors.New("-rounds, -partitions and -duration must be more than zero, -warmup not less")
 	}
 	for _, folder := range []string{o.profiles, o.benchstat} {
 		if folder == "" {
@@ -90,8 +92,7 @@ func parse(name string, args []string, stderr io.Writer, more ...func(*flag.Flag
 // topic is what the contenders read. Its default size is what the fastest contender
 // reads in the time of a run; one that still comes to its end is cut (see measure).
 func (o options) topic() topic {
-	const partitions = 8
-	t := topic{Name: "bench", Partitions: partitions, Size: 100}
+	t := topic{Name: "bench", Partitions: o.partitions, Size: 100}
 	if o.headers {
 		t.Headers = 3
 	}
@@ -103,7 +104,7 @@ func (o options) topic() topic {
 		}
 		records = int64(perSecond * (o.warmup + o.duration).Seconds())
 	}
-	t.PerPartition = max(1, records/partitions)
+	t.PerPartition = max(1, records/int64(o.partitions))
 	return t
 }
 

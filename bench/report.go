@@ -85,10 +85,11 @@ type report struct {
 	w    io.Writer
 	json *json.Encoder // nil: text
 	err  error
+	told map[string]bool // libraries whose guarantee has been told
 }
 
 func newReport(w io.Writer, asJSON bool) *report {
-	r := &report{w: w}
+	r := &report{w: w, told: map[string]bool{}}
 	if asJSON {
 		r.json = json.NewEncoder(w)
 	}
@@ -143,7 +144,7 @@ func (r *report) round(m match, n round) error {
 		}
 		text := name
 		for _, col := range m.columns[:min(2, len(m.columns))] {
-			text += fmt.Sprintf(" "+col.format+" "+col.label, col.of(s))
+			text += fmt.Sprintf(" "+col.format+" %s", col.of(s), col.label)
 		}
 		if s.Cut {
 			text += fmt.Sprintf(" (cut after %.1fs)", s.Seconds)
@@ -163,14 +164,14 @@ func (r *report) summary(s summary) error {
 	}
 	r.printf("\n%s, medians\n  %-24s", s.Match, "")
 	for _, col := range s.columns {
-		r.printf(" %12s", col.label)
+		r.printf(" %*s", col.width(), col.label)
 	}
 	r.printf("\n")
 	for _, name := range s.names {
 		d := s.Contenders[name]
 		r.printf("  %-24s", name)
 		for _, col := range s.columns {
-			r.printf(" %12s", fmt.Sprintf(col.format, d.Numbers[col.key].Median))
+			r.printf(" %*s", col.width(), fmt.Sprintf(col.format, d.Numbers[col.key].Median))
 		}
 		r.printf("  %s\n", d.Settings)
 	}
@@ -200,13 +201,12 @@ func (r *report) summary(s summary) error {
 	return r.err
 }
 
-// guarantees says what each library does for its price.
+// guarantees says what each library does for its price, once.
 func (r *report) guarantees(s summary) {
-	told := map[string]bool{}
 	for _, name := range s.names {
 		d := s.Contenders[name]
-		if !told[d.Library] {
-			told[d.Library] = true
+		if !r.told[d.Library] {
+			r.told[d.Library] = true
 			r.printf("%s: %s\n", d.Library, d.Guarantee)
 		}
 	}

@@ -43,17 +43,24 @@ type match struct {
 
 	// around calls run, which runs a contender, when all that belongs to its job in
 	// round n is there. Nil: nothing is missing.
-	around func(ctx context.Context, n int, j *job, run func(context.Context) error) error
+	around func(ctx context.Context, n int, j *job, run runner) error
 	// tolerant: a contender that fails has lost a run, and the others go on.
 	tolerant bool
+	// cold: there is no run before the first round.
+	cold bool
 }
+
+// A runner runs a contender with something to read from, which may be nil.
+type runner func(ctx context.Context, stdin io.Reader) error
 
 // play plays all rounds and tells each as soon as it is over.
 func (m match) play(ctx context.Context, tell func(match, round) error) ([]round, error) {
 	// The first run would be the one for which the broker compiles its code and
 	// reads its files.
-	if _, err := m.run(ctx, m.contenders[0], -1); err != nil && !m.tolerant {
-		return nil, fmt.Errorf("%s, before the first round: %w", m.title, err)
+	if !m.cold {
+		if _, err := m.run(ctx, m.contenders[0], -1); err != nil && !m.tolerant {
+			return nil, fmt.Errorf("%s, before the first round: %w", m.title, err)
+		}
 	}
 	var rounds []round
 	for n := range m.rounds {
@@ -86,14 +93,14 @@ func (m match) run(ctx context.Context, c contender, n int) (s sample, err error
 	ctx, cancel := context.WithTimeout(ctx, runWithin)
 	defer cancel()
 	j := m.jobOf(c, n)
-	run := func(ctx context.Context) (err error) {
-		s, err = start(ctx, j, m.stderr)
+	run := func(ctx context.Context, stdin io.Reader) (err error) {
+		s, err = start(ctx, j, stdin, m.stderr)
 		return err
 	}
 	if m.around != nil {
 		err = m.around(ctx, n, &j, run)
 	} else {
-		err = run(ctx)
+		err = run(ctx, nil)
 	}
 	return s, err
 }

@@ -16,10 +16,7 @@ import (
 	"time"
 )
 
-const (
-	stallPartitions = 8
-	stallEvery      = 2 * time.Millisecond
-)
+const stallEvery = 2 * time.Millisecond
 
 // stall is the command.
 func stall(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -34,7 +31,7 @@ func stall(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	o.topics = nil // each run has its own
-	o.about = fmt.Sprintf("a message every %v over %d partitions; %d rounds, seed %d; heartbeat %v, session %v", stallEvery, stallPartitions, o.rounds, seed, heartbeat, session)
+	o.about = fmt.Sprintf("a message every %v over %d partitions; %d rounds, seed %d; heartbeat %v, session %v", stallEvery, o.partitions, o.rounds, seed, heartbeat, session)
 	return compete(ctx, o, stdout, stderr, func(b *broker) ([]match, error) {
 		m := o.match("stall", b, stderr)
 		m.columns, m.tolerant = stallColumns(), true
@@ -49,10 +46,10 @@ func stall(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			contender{"franz-go", setup{Kind: "franz-go"}},
 			contender{nameSaramaAgain, setup{Kind: "sarama"}},
 		)
-		m.around = func(ctx context.Context, n int, j *job, run func(context.Context) error) error {
-			j.Task, j.Topic = "stall", topic{Name: j.Group, Partitions: stallPartitions, Size: stampSize}
+		m.around = func(ctx context.Context, n int, j *job, run runner) error {
+			j.Task, j.Topic = "stall", topic{Name: j.Group, Partitions: o.partitions, Size: stampSize}
 			j.Rest, j.Moments = rest, moments(seed, o.rounds, n)
-			return whileProducing(ctx, b, j.Topic, stallEvery, run)
+			return whileProducing(ctx, b, j.Topic, stallEvery, func(ctx context.Context) error { return run(ctx, nil) })
 		}
 		return []match{m}, nil
 	}, compareStalls)

@@ -58,6 +58,8 @@ type column struct {
 	how    way
 }
 
+func (c column) width() int { return max(12, len(c.label)) }
+
 // A way is how the numbers of two runs are compared.
 type way int
 
