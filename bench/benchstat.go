@@ -28,7 +28,7 @@ func writeBenchstat(folder, broker string, rounds []round) error {
 				fmt.Fprintf(f, "goos: %s\ngoarch: %s\npkg: %s\nbroker: %s\n", runtime.GOOS, runtime.GOARCH, "github.com/kgroup-go/kgroup/bench", broker)
 			}
 			fmt.Fprintf(f, "BenchmarkMessage/%s-%d %d %.2f cpu-ns/op %.5f allocs/op %.2f B/op\n",
-				strings.ToLower(r.Match), runtime.GOMAXPROCS(0), s.Messages, s.CPU, s.Allocs, s.Bytes)
+				strings.ToLower(strings.ReplaceAll(r.Match, " ", "")), runtime.GOMAXPROCS(0), s.Messages, s.CPU, s.Allocs, s.Bytes)
 		}
 	}
 	for name, f := range files {

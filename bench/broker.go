@@ -29,6 +29,7 @@ type topic struct {
 	PerPartition int64 // messages
 	Size         int   // bytes of a value
 	Headers      int
+	Keys         keys
 }
 
 // A broker is a running cluster, and what it is called in a report.
@@ -137,10 +138,14 @@ func fill(ctx context.Context, b *broker, t topic) error {
 		}
 		open.Done()
 	}
+	var draw []func() []byte
+	for p := range t.Partitions {
+		draw = append(draw, t.Keys.in(p))
+	}
 	for range t.PerPartition {
 		for p := range t.Partitions {
 			open.Add(1)
-			client.Produce(ctx, &kgo.Record{Topic: t.Name, Partition: int32(p), Value: value, Headers: headers}, done)
+			client.Produce(ctx, &kgo.Record{Topic: t.Name, Partition: int32(p), Key: draw[p](), Value: value, Headers: headers}, done)
 		}
 		if ctx.Err() != nil {
 			break

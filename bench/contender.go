@@ -31,6 +31,7 @@ type setup struct {
 	Mode    kgroup.Mode
 	Engine  engineSettings // of a raw loop; zero: those of its README
 	Letters string         // dead-letter topic of kgroup; empty: what fails is tried for ever
+	Workers int            // for each partition; 0: one, without a choice
 }
 
 // A job says what a contender's process has to do. It is its only argument.
@@ -48,6 +49,7 @@ type job struct {
 	Task    string           // of tasks; empty: throughput
 	Rest    time.Duration    // of stall
 	Moments [2]time.Duration // of stall
+	Handler time.Duration    // of keyed: how long it takes
 }
 
 // Members say every second that they are alive, and may be silent for 20: kgroup's
@@ -113,6 +115,7 @@ func contend(ctx context.Context, args []string, stdout io.Writer) error {
 func tasks() map[string]func(job, context.Context) (sample, error) {
 	return map[string]func(job, context.Context) (sample, error){
 		"":           job.throughput,
+		"keyed":      job.keyed,
 		"stall":      job.stall,
 		"idle":       job.idle,
 		"queues":     job.queues,
@@ -132,7 +135,10 @@ func (j job) join(ctx context.Context, m *meter) (leave func() error, err error)
 
 // throughput measures how much is handled.
 func (j job) throughput(ctx context.Context) (sample, error) {
-	m := newMeter(j.Topic.Partitions, j.Topic.PerPartition)
+	return j.measured(ctx, newMeter(j.Topic.Partitions, j.Topic.PerPartition))
+}
+
+func (j job) measured(ctx context.Context, m *meter) (sample, error) {
 	leave, err := j.join(ctx, m)
 	if err != nil {
 		return sample{}, err

@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 
@@ -13,14 +14,27 @@ import (
 )
 
 func joinKgroup(ctx context.Context, j job, m *meter) (leave func() error, err error) {
-	c, err := j.consumer(j.config(func(_ context.Context, msg kgroup.Message) error {
+	cfg := j.config(func(_ context.Context, msg kgroup.Message) error {
 		m.handle(msg.Partition, msg.Key, msg.Value)
 		return nil
-	}))
+	})
+	if j.Workers > 0 {
+		t := cfg.Topics[j.Topic.Name]
+		if err := withWorkers(&t, j.Workers); err != nil {
+			return nil, err
+		}
+		cfg.Topics[j.Topic.Name] = t
+	}
+	c, err := j.consumer(cfg)
 	if err != nil {
 		return nil, err
 	}
 	return running(ctx, c.Run), nil
+}
+
+// withWorkers makes several workers handle each partition.
+func withWorkers(_ *kgroup.Topic, _ int) error {
+	return errors.New("kgroup.Topic has no Workers yet") // t.Workers = n
 }
 
 // running runs a loop until it is told to leave.

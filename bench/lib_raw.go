@@ -18,6 +18,12 @@ import (
 )
 
 func joinRaw(_ context.Context, j job, m *meter) (leave func() error, err error) {
+	return j.loop(m, func(p cluster.PartitionConsumer) { readPartition(p, m) })
+}
+
+// loop begins with one goroutine for all messages or, in Partitions mode, with one that
+// calls read for each partition.
+func (j job) loop(m *meter, read func(cluster.PartitionConsumer)) (leave func() error, err error) {
 	built, err := j.bare()
 	if err != nil {
 		return nil, err
@@ -35,7 +41,7 @@ func joinRaw(_ context.Context, j job, m *meter) (leave func() error, err error)
 	if j.Mode == kgroup.Partitions {
 		loops.Go(func() {
 			for p := range c.Partitions() {
-				loops.Go(func() { readPartition(p, m) })
+				loops.Go(func() { read(p) })
 			}
 		})
 	} else {

@@ -7,6 +7,7 @@
 //	go run ./bench overhead          what kgroup costs over a bare loop
 //	go run ./bench calm              what retry, dead letters and a breaker cost while nothing fails
 //	go run ./bench peers             kgroup and other libraries, side by side
+//	go run ./bench keyed             how near several workers on a partition come to what is possible
 //	go run ./bench stall             how long messages wait while a member joins and leaves
 //	go run ./bench memory            what full queues hold, and whether rebalances leave something behind
 //	go run ./bench idle              what a member uses that has nothing to do
@@ -16,7 +17,8 @@
 package main
 
 // The commands. What a measurement is made of: options.go has the flags and plays the
-// matches, broker.go the topic that is read (tls.go if it is encrypted), contender.go
+// matches, broker.go the topic that is read (keys.go its keys,
+// tls.go if it is encrypted, produce.go if it is written to meanwhile), contender.go
 // the processes that read it, library.go and lib_*.go the loops in them, meter.go the
 // numbers taken there, rounds.go the order of play, stats.go, report.go and
 // benchstat.go what is made of the numbers.
@@ -42,6 +44,7 @@ func commands() []command {
 		{"overhead", "what kgroup costs over a bare loop", overhead},
 		{"calm", "what retry, dead letters and a breaker cost while nothing fails", calm},
 		{"peers", "kgroup and other libraries, side by side", peers},
+		{"keyed", "how near several workers on a partition come to what is possible", keyed},
 		{"stall", "how long messages wait while a member joins and leaves", stall},
 		{"memory", "what full queues hold, and whether rebalances leave something behind", memory},
 		{"idle", "what a member uses that has nothing to do", idle},

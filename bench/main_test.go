@@ -124,8 +124,8 @@ func TestPeers(t *testing.T) {
 		}
 		assert.NotContains(t, out.String(), "kgroup-multiplex against raw-partitions")
 		assert.Contains(t, out.String(), "sarama-again against sarama, within rounds")
-		for kind, l := range libraries() {
-			assert.Contains(t, out.String(), l.guarantee, kind)
+		for _, kind := range []string{"raw", "kgroup", "sarama", "franz-go", "kafka-go", "watermill"} {
+			assert.Contains(t, out.String(), libraries()[kind].guarantee)
 		}
 	}
 }
@@ -169,6 +169,58 @@ func TestMoments(t *testing.T) {
 		assert.Len(t, parts[i], rounds)
 	}
 	assert.NotEqual(t, moments(1, rounds, 3), moments(2, rounds, 3))
+}
+
+func TestKeyed(t *testing.T) {
+	var out bytes.Buffer
+	require.NoError(t, run(t.Context(), strings.Fields(
+		"keyed -broker embedded -rounds 1 -duration 50ms -warmup 1ms -records 100000 -handlers 0,1ms -workers 4 -partitions 1 -mode partitions"), &out, t.Output()))
+	for _, c := range []string{"0s, 1 partitions, 4 workers, uniform", "0s, 1 partitions, 4 workers, zipf", "1ms, 1 partitions, 4 workers, uniform", "1ms, 1 partitions, 4 workers, zipf"} {
+		number := ` +[\d.]+`
+		assert.Regexp(t, "(?s)"+c+", medians\n.*  bare-loop"+number+number+".*  kgroup-partitions .*  raw-partitions"+number+number+number+".*  fixed-hash"+number+number, out.String())
+	}
+}
+
+// Four goroutines that need 2 ms each handle 2000 a second. A key with half of the
+// messages of its partition allows 1000, and 2000 in two partitions.
+func TestAllowed(t *testing.T) {
+	bare := sample{Rate: 2000, Alone: 0.002}
+	half := keys{Count: 2, Exponent: 1e-9}
+	assert.InDelta(t, 2000, allowed(bare, topic{Partitions: 1, Keys: keys{Count: 2}}), 1e-3)
+	assert.InDelta(t, 1000, allowed(bare, topic{Partitions: 1, Keys: half}), 1e-3)
+	assert.InDelta(t, 2000, allowed(bare, topic{Partitions: 2, Keys: half}), 1e-3)
+	assert.InDelta(t, 2000, allowed(bare, topic{Partitions: 3, Keys: half}), 1e-3)
+}
+
+func TestKeys(t *testing.T) {
+	for _, k := range []keys{{Count: 100}, {Count: 10_000, Exponent: 1.1}} {
+		const n = 200_000
+		counts, most := map[string]int{}, 0
+		for draw, i := k.in(3), 0; i < n; i++ {
+			key := string(draw())
+			counts[key]++
+			most = max(most, counts[key])
+		}
+		assert.InEpsilon(t, k.busiest(), float64(most)/n, 0.12, k)
+		assert.LessOrEqual(t, len(counts), k.Count)
+	}
+	assert.InDelta(t, 0.151, keys{Count: 10_000, Exponent: 1.1}.busiest(), 0.001)
+	assert.NotEqual(t, keys{Count: 2}.in(0)(), keys{Count: 2}.in(1)(), "partitions share no key")
+	assert.Nil(t, keys{}.in(0)())
+}
+
+func TestContiguous(t *testing.T) {
+	var marked []int64
+	c := contiguous{mark: func(offset int64) { marked = append(marked, offset) }}
+	a, b, d := c.begin(10), c.begin(12), c.begin(13)
+	c.done(b)
+	assert.Empty(t, marked)
+	c.done(a)
+	assert.Equal(t, []int64{12}, marked)
+	e := c.begin(20)
+	c.done(e)
+	c.done(d)
+	assert.Equal(t, []int64{12, 20}, marked)
 }
 
 func TestMemory(t *testing.T) {
@@ -263,7 +315,7 @@ func TestEngineSettings(t *testing.T) {
 
 func TestFill(t *testing.T) {
 	b := kgrouptest.Start(t)
-	require.NoError(t, fill(t.Context(), &broker{fill: []kgo.Opt{kgo.SeedBrokers(b.Addrs()...)}}, topic{Name: "bench", Partitions: 2, PerPartition: 30, Size: 100, Headers: 3}))
+	require.NoError(t, fill(t.Context(), &broker{fill: []kgo.Opt{kgo.SeedBrokers(b.Addrs()...)}}, topic{Name: "bench", Partitions: 2, PerPartition: 30, Size: 100, Headers: 3, Keys: keys{Count: 5}}))
 	messages, err := b.Messages("bench")
 	require.NoError(t, err)
 	partitions := map[int32]int{}
@@ -271,6 +323,7 @@ func TestFill(t *testing.T) {
 		partitions[m.Partition]++
 		assert.Len(t, m.Value, 100)
 		assert.Len(t, m.Headers, 3)
+		assert.Contains(t, string(m.Key), "key-")
 	}
 	assert.Equal(t, map[int32]int{0: 30, 1: 30}, partitions)
 }
@@ -321,6 +374,9 @@ func TestCommandLine(t *testing.T) {
 		{"overhead -broker rabbit", "want embedded or kafka"},
 		{"overhead -rounds 0", "must be more than zero"},
 		{"memory -early 1", "want at least 2"},
+		{"keyed -keys none", "want uniform or zipf"},
+		{"keyed -workers 0", "want more than zero"},
+		{"keyed -exponent 1", "more than one"},
 		{"settings more", `unexpected argument "more"`},
 		{"contender", "want one argument"},
 	}

@@ -29,6 +29,10 @@ type sample struct {
 	GCs      uint32  `json:"gcs,omitempty"`
 	Cut      bool    `json:"cut,omitempty"` // the topic was nearly at its end: Seconds are fewer than asked for
 
+	// Of keyed: how long the work takes, and which part this is of what is allowed.
+	Alone float64 `json:"handler_seconds,omitempty"`
+	Share float64 `json:"share_of_allowed,omitempty"`
+
 	Stall  *stallSample `json:"stall,omitempty"`
 	Idle   *idleSample  `json:"idle,omitempty"`
 	Queues *queueSample `json:"queues,omitempty"`
@@ -41,6 +45,7 @@ type meter struct {
 	partitions []partitionMeter
 	perLane    int64                                    // messages in each partition
 	work       func(partition int32, key, value []byte) // nil: look at the message
+	alone      time.Duration                            // what the work takes; 0: unknown
 }
 
 type partitionMeter struct {

@@ -51,7 +51,9 @@ func parse(name string, args []string, stderr io.Writer, more ...func(*flag.Flag
 	f.StringVar(&mode, "mode", "both", "multiplex, partitions or both")
 	f.StringVar(&o.broker, "broker", "kafka", "kafka (needs Java 17 and Maven) or embedded")
 	f.StringVar(&o.version, "version", "4.4.0", "which Kafka")
-	f.IntVar(&o.partitions, "partitions", o.partitions, "of the topic")
+	if f.Lookup("partitions") == nil {
+		f.IntVar(&o.partitions, "partitions", o.partitions, "of the topic")
+	}
 	f.Int64Var(&o.records, "records", 0, "messages in the topic (default: enough for a fast contender)")
 	f.BoolVar(&o.headers, "headers", false, "give each record three headers")
 	f.BoolVar(&o.tls, "tls", false, "encrypt the contenders' connections (with -broker kafka: 2.7 or later)")

@@ -59,7 +59,7 @@ func newSummary(m match, rounds []round) summary {
 	s := summary{Match: m.title, Contenders: map[string]description{}, columns: m.columns}
 	for _, c := range m.contenders {
 		l := libraries()[c.Kind]
-		d := description{Library: l.module + " " + version(l.module), Guarantee: l.guarantee, Numbers: map[string]spread{}}
+		d := description{Library: l.String(), Guarantee: l.guarantee, Numbers: map[string]spread{}}
 		for _, col := range m.columns {
 			d.Numbers[col.key] = each(rounds, c.name, col.of)
 		}
@@ -85,7 +85,7 @@ type report struct {
 	w    io.Writer
 	json *json.Encoder // nil: text
 	err  error
-	told map[string]bool // libraries whose guarantee has been told
+	told map[string]bool // guarantees
 }
 
 func newReport(w io.Writer, asJSON bool) *report {
@@ -176,6 +176,9 @@ func (r *report) summary(s summary) error {
 		r.printf("  %s\n", d.Settings)
 	}
 	for _, c := range s.Comparisons {
+		if len(c.Numbers) == 0 {
+			continue // one of the two has lost all its runs
+		}
 		r.printf("%s against %s, within rounds\n", c.What, c.Against)
 		r.printf("  %-24s %9s %9s %9s %9s %9s\n", "", "min", "q1", "median", "q3", "max")
 		for _, col := range s.columns {
@@ -205,8 +208,8 @@ func (r *report) summary(s summary) error {
 func (r *report) guarantees(s summary) {
 	for _, name := range s.names {
 		d := s.Contenders[name]
-		if !r.told[d.Library] {
-			r.told[d.Library] = true
+		if !r.told[d.Guarantee] {
+			r.told[d.Guarantee] = true
 			r.printf("%s: %s\n", d.Library, d.Guarantee)
 		}
 	}

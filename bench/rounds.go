@@ -107,7 +107,7 @@ func (m match) run(ctx context.Context, c contender, n int) (s sample, err error
 
 func (m match) jobOf(c contender, n int) job {
 	// A group of its own for each run: it begins at the beginning.
-	id := strings.ToLower(fmt.Sprintf("%s-%s-%d", m.title, c.name, n+1))
+	id := strings.ToLower(fmt.Sprintf("%s-%s-%d", strings.NewReplacer(",", "", " ", "-").Replace(m.title), c.name, n+1))
 	j := m.job
 	j.setup = c.setup
 	j.Brokers, j.CA = m.broker.addrs, m.broker.ca

@@ -106,7 +106,9 @@ func compare(columns []column, rounds []round, what, against string) comparison 
 				list = append(list, col.how.compare(col.of(x), col.of(y)))
 			}
 		}
-		c.Numbers[col.key] = spreadOf(list)
+		if len(list) > 0 {
+			c.Numbers[col.key] = spreadOf(list)
+		}
 	}
 	return c
 }
