@@ -15,22 +15,32 @@ import (
 	"strings"
 )
 
-// writeBenchstat writes one file a contender, with a line for each round. A line has the
-// same name in all files, because benchstat compares what is named the same.
-func writeBenchstat(folder, broker string, rounds []round) error {
-	files := map[string]*bytes.Buffer{}
+// benchstat is the text of the files, by contender.
+type benchstat map[string]*bytes.Buffer
+
+// add writes a line for each round. It has the same name in all files, because benchstat
+// compares what is named the same.
+func (files benchstat) add(m match, rounds []round) {
 	for _, r := range rounds {
 		for name, s := range r.Runs {
 			f := files[name]
 			if f == nil {
 				f = &bytes.Buffer{}
 				files[name] = f
-				fmt.Fprintf(f, "goos: %s\ngoarch: %s\npkg: %s\nbroker: %s\n", runtime.GOOS, runtime.GOARCH, "github.com/kgroup-go/kgroup/bench", broker)
+				fmt.Fprintf(f, "goos: %s\ngoarch: %s\npkg: github.com/kgroup-go/kgroup/bench\nbroker: %s\n", runtime.GOOS, runtime.GOARCH, m.broker.name)
 			}
-			fmt.Fprintf(f, "BenchmarkMessage/%s-%d %d %.2f cpu-ns/op %.5f allocs/op %.2f B/op\n",
-				strings.ToLower(strings.ReplaceAll(r.Match, " ", "")), runtime.GOMAXPROCS(0), s.Messages, s.CPU, s.Allocs, s.Bytes)
+			fmt.Fprintf(f, "BenchmarkMessage/%s-%d %d", strings.ToLower(strings.ReplaceAll(m.title, " ", "")), runtime.GOMAXPROCS(0), max(1, s.Messages))
+			for _, col := range m.columns {
+				if col.unit != "" {
+					fmt.Fprintf(f, " %.6g %s", col.of(s), col.unit)
+				}
+			}
+			fmt.Fprintln(f)
 		}
 	}
+}
+
+func (files benchstat) write(folder string) error {
 	for name, f := range files {
 		if err := os.WriteFile(filepath.Join(folder, name+".txt"), f.Bytes(), 0o644); err != nil {
 			return err

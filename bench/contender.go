@@ -17,6 +17,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strings"
 	"time"
 
 	"github.com/kgroup-go/kgroup"
@@ -78,11 +79,12 @@ func start(ctx context.Context, j job, stdin io.Reader, stderr io.Writer) (sampl
 	if err != nil {
 		return sample{}, err
 	}
-	var out bytes.Buffer
+	var out, said bytes.Buffer
 	cmd := exec.CommandContext(ctx, self, contenderCommand, string(arg))
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, io.MultiWriter(stderr, &said)
 	if err := cmd.Run(); err != nil {
-		return sample{}, err
+		lines := strings.Split(strings.TrimSpace(said.String()), "\n")
+		return sample{}, fmt.Errorf("%w: %s", err, lines[len(lines)-1])
 	}
 	var s sample
 	if err := json.Unmarshal(out.Bytes(), &s); err != nil {

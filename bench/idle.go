@@ -40,9 +40,9 @@ func idle(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 
 func idleColumns() []column {
 	return []column{
-		{"percent_of_a_core", "% of a core", "%.2f", func(s sample) float64 { return s.Idle.Percent }, not},
-		{"allocs_per_second", "allocs/s", "%.0f", func(s sample) float64 { return s.Idle.Allocs }, not},
-		{"goroutines", "goroutines", "%.0f", func(s sample) float64 { return float64(s.Idle.Goroutines) }, not},
+		{"percent_of_a_core", "% of a core", "core-percent", "%.2f", func(s sample) float64 { return s.Idle.Percent }, not},
+		{"allocs_per_second", "allocs/s", "allocs/s", "%.0f", func(s sample) float64 { return s.Idle.Allocs }, not},
+		{"goroutines", "goroutines", "", "%.0f", func(s sample) float64 { return float64(s.Idle.Goroutines) }, not},
 	}
 }
 

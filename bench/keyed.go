@@ -157,8 +157,8 @@ func (o options) keyedMatch(b *broker, c cell, t topic, stderr io.Writer) (match
 func keyedColumns() []column {
 	return []column{
 		rate,
-		{"cpu_ns_per_message", "CPU ns/msg", "%.0f", func(s sample) float64 { return s.CPU }, not},
-		{"share_of_allowed", "share", "%.3f", func(s sample) float64 { return s.Share }, not},
+		{"cpu_ns_per_message", "CPU ns/msg", "cpu-ns/op", "%.0f", func(s sample) float64 { return s.CPU }, not},
+		{"share_of_allowed", "share", "share", "%.3f", func(s sample) float64 { return s.Share }, not},
 	}
 }
 

@@ -57,8 +57,8 @@ func memory(ctx context.Context, args []string, stdout, stderr io.Writer) error 
 
 func queueColumns() []column {
 	return []column{
-		{"bytes_per_partition", "bytes/partition", "%.0f", func(s sample) float64 { return s.Queues.Bytes }, asRatio},
-		{"goroutines_per_partition", "goroutines/partition", "%.2f", func(s sample) float64 { return s.Queues.Goroutines }, asDifference},
+		{"bytes_per_partition", "bytes/partition", "B/partition", "%.0f", func(s sample) float64 { return s.Queues.Bytes }, asRatio},
+		{"goroutines_per_partition", "goroutines/partition", "goroutines/partition", "%.2f", func(s sample) float64 { return s.Queues.Goroutines }, asDifference},
 	}
 }
 
@@ -70,10 +70,10 @@ func rebalanceColumns() []column {
 		return func(s sample) float64 { return float64(s.Looks[i].Goroutines) }
 	}
 	return []column{
-		{"heap_kib_early", "heap KiB", "%.0f", heap(0), not},
-		{"heap_kib_late", "later", "%.0f", heap(1), not},
-		{"goroutines_early", "goroutines", "%.0f", goroutines(0), not},
-		{"goroutines_late", "later", "%.0f", goroutines(1), not},
+		{"heap_kib_early", "heap KiB", "", "%.0f", heap(0), not},
+		{"heap_kib_late", "later", "", "%.0f", heap(1), not},
+		{"goroutines_early", "goroutines", "", "%.0f", goroutines(0), not},
+		{"goroutines_late", "later", "", "%.0f", goroutines(1), not},
 	}
 }
 

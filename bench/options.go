@@ -149,7 +149,7 @@ func compete(
 		if err != nil {
 			return err
 		}
-		var all []round
+		files := benchstat{}
 		for _, m := range matches {
 			rounds, err := m.play(ctx, rep.round)
 			if err != nil {
@@ -158,11 +158,11 @@ func compete(
 			if err := rep.summary(judge(m, rounds)); err != nil {
 				return err
 			}
-			all = append(all, rounds...)
+			files.add(m, rounds)
 		}
 		if o.benchstat == "" {
 			return nil
 		}
-		return writeBenchstat(o.benchstat, b.name, all)
+		return files.write(o.benchstat)
 	})
 }

@@ -74,10 +74,10 @@ func moments(seed uint64, rounds, n int) [2]time.Duration {
 
 func stallColumns() []column {
 	return []column{
-		{"join_worst_ms", "join ms", "%.0f", func(s sample) float64 { return s.Stall.Join }, asRatio},
-		{"leave_worst_ms", "leave ms", "%.0f", func(s sample) float64 { return s.Stall.Leave }, asRatio},
-		{"repeated", "repeated", "%.0f", func(s sample) float64 { return float64(s.Stall.Repeated) }, not},
-		{"skipped", "skipped", "%.0f", func(s sample) float64 { return float64(s.Stall.Skipped) }, not},
+		{"join_worst_ms", "join ms", "join-ms", "%.0f", func(s sample) float64 { return s.Stall.Join }, asRatio},
+		{"leave_worst_ms", "leave ms", "leave-ms", "%.0f", func(s sample) float64 { return s.Stall.Leave }, asRatio},
+		{"repeated", "repeated", "", "%.0f", func(s sample) float64 { return float64(s.Stall.Repeated) }, not},
+		{"skipped", "skipped", "", "%.0f", func(s sample) float64 { return float64(s.Stall.Skipped) }, not},
 	}
 }
 

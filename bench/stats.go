@@ -53,6 +53,7 @@ func quantile(sorted []float64, p float64) float64 {
 type column struct {
 	key    string // in JSON
 	label  string // in a text
+	unit   string // for benchstat; empty: it does not get it
 	format string
 	of     func(sample) float64
 	how    way
@@ -70,16 +71,16 @@ const (
 )
 
 // rate is the number that most is about.
-var rate = column{"messages_per_second", "messages/s", "%.0f", func(s sample) float64 { return s.Rate }, asRatio}
+var rate = column{"messages_per_second", "messages/s", "msgs/s", "%.0f", func(s sample) float64 { return s.Rate }, asRatio}
 
 // throughputColumns are the numbers of job.throughput.
 func throughputColumns() []column {
 	return []column{
 		rate,
-		{"cpu_ns_per_message", "CPU ns/msg", "%.0f", func(s sample) float64 { return s.CPU }, asRatio},
-		{"allocs_per_message", "allocs/msg", "%.3f", func(s sample) float64 { return s.Allocs }, asDifference},
-		{"bytes_per_message", "bytes/msg", "%.1f", func(s sample) float64 { return s.Bytes }, asDifference},
-		{"gcs", "GCs", "%.0f", func(s sample) float64 { return float64(s.GCs) }, not},
+		{"cpu_ns_per_message", "CPU ns/msg", "cpu-ns/op", "%.0f", func(s sample) float64 { return s.CPU }, asRatio},
+		{"allocs_per_message", "allocs/msg", "allocs/op", "%.3f", func(s sample) float64 { return s.Allocs }, asDifference},
+		{"bytes_per_message", "bytes/msg", "B/op", "%.1f", func(s sample) float64 { return s.Bytes }, asDifference},
+		{"gcs", "GCs", "", "%.0f", func(s sample) float64 { return float64(s.GCs) }, not},
 	}
 }
 
