@@ -104,8 +104,8 @@ const (
 )
 
 // rest waits until the group, in which the member has had a part, has been at rest for
-// long enough.
-func (d *delays) rest(ctx context.Context, member int, enough time.Duration) error {
+// long enough. It returns when that was so first: heartbeats began shortly before.
+func (d *delays) rest(ctx context.Context, member int, enough time.Duration) (first time.Time, err error) {
 	var since time.Time
 	ok, err := until(ctx, restWithin, func() bool {
 		now := time.Now()
@@ -116,12 +116,30 @@ func (d *delays) rest(ctx context.Context, member int, enough time.Duration) err
 		if since.IsZero() {
 			since = now
 		}
+		if first.IsZero() {
+			first = now
+		}
 		return now.Sub(since) >= enough
 	})
 	if !ok {
-		return errors.Join(fmt.Errorf("not all partitions were handled without delay within %v", restWithin), err)
+		return first, errors.Join(fmt.Errorf("not all partitions were handled without delay within %v", restWithin), err)
 	}
-	return nil
+	return first, nil
+}
+
+// moment waits for rest, and then for the next time that is so long after a heartbeat.
+func (d *delays) moment(ctx context.Context, member int, enough, after time.Duration) error {
+	first, err := d.rest(ctx, member, enough)
+	if err != nil {
+		return err
+	}
+	return pause(ctx, untilMoment(time.Since(first), after))
+}
+
+// untilMoment is how much must be added to since for it to be after, give or take whole
+// heartbeats.
+func untilMoment(since, after time.Duration) time.Duration {
+	return ((after-since)%heartbeat + heartbeat) % heartbeat
 }
 
 func (d *delays) upToDate(member int, now time.Time) bool {
@@ -152,7 +170,7 @@ func (j job) stall(ctx context.Context) (_ sample, err error) {
 		return sample{}, err
 	}
 	defer func() { err = errors.Join(err, leaveFirst()) }()
-	if err := d.rest(ctx, 1, j.Rest+j.Moments[0]); err != nil {
+	if err := d.moment(ctx, 1, j.Rest, j.Moments[0]); err != nil {
 		return sample{}, fmt.Errorf("before the second member: %w", err)
 	}
 	var s stallSample
@@ -161,13 +179,13 @@ func (j job) stall(ctx context.Context) (_ sample, err error) {
 	if err != nil {
 		return sample{}, err
 	}
-	err = d.rest(ctx, 2, j.Rest+j.Moments[1])
+	err = d.moment(ctx, 2, j.Rest, j.Moments[1])
 	s.Join = d.worstMS()
 	d.begin()
 	if err = errors.Join(err, leave()); err != nil {
 		return sample{}, fmt.Errorf("with the second member: %w", err)
 	}
-	if err := d.rest(ctx, 1, j.Rest); err != nil {
+	if _, err := d.rest(ctx, 1, j.Rest); err != nil {
 		return sample{}, fmt.Errorf("after the second member: %w", err)
 	}
 	s.Leave, s.Skipped = d.worstMS(), d.skipped(time.Now())

@@ -28,3 +28,11 @@ func TestDelays(t *testing.T) {
 	assert.False(t, d.upToDate(3, now), "it has handled nothing")
 	assert.False(t, d.upToDate(2, now.Add(restLag)))
 }
+
+func TestUntilMoment(t *testing.T) {
+	ms := time.Millisecond
+	assert.Equal(t, 300*ms, untilMoment(1000*ms, 300*ms))
+	assert.Equal(t, 900*ms, untilMoment(1400*ms, 300*ms), "it has passed: one heartbeat later")
+	assert.Equal(t, 50*ms, untilMoment(3250*ms, 300*ms))
+	assert.Zero(t, untilMoment(2300*ms, 300*ms))
+}
