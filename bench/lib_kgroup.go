@@ -6,7 +6,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"os"
 
@@ -20,9 +19,7 @@ func joinKgroup(ctx context.Context, j job, m *meter) (leave func() error, err e
 	})
 	if j.Workers > 0 {
 		t := cfg.Topics[j.Topic.Name]
-		if err := withWorkers(&t, j.Workers); err != nil {
-			return nil, err
-		}
+		t.Workers = j.Workers
 		cfg.Topics[j.Topic.Name] = t
 	}
 	c, err := j.consumer(cfg)
@@ -30,11 +27,6 @@ func joinKgroup(ctx context.Context, j job, m *meter) (leave func() error, err e
 		return nil, err
 	}
 	return running(ctx, c.Run), nil
-}
-
-// withWorkers makes several workers handle each partition.
-func withWorkers(_ *kgroup.Topic, _ int) error {
-	return errors.New("kgroup.Topic has no Workers yet") // t.Workers = n
 }
 
 // running runs a loop until it is told to leave.
