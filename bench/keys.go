@@ -24,7 +24,7 @@ func (k keys) in(partition int) func() []byte {
 	}
 	all := make([][]byte, k.Count)
 	for i := range all {
-		all[i] = fmt.Appendf(nil, "key-%d-%d", partition, i)
+		all[i] = key(partition, i)
 	}
 	r := rand.New(rand.NewPCG(1, uint64(partition)))
 	if k.Exponent == 0 {
@@ -33,6 +33,9 @@ func (k keys) in(partition int) func() []byte {
 	zipf := rand.NewZipf(r, k.Exponent, 1, uint64(k.Count-1))
 	return func() []byte { return all[zipf.Uint64()] }
 }
+
+// key is the i-th key of a partition. By Zipf's law the first is the busiest.
+func key(partition, i int) []byte { return fmt.Appendf(nil, "key-%d-%d", partition, i) }
 
 // busiest is the share that the most frequent key has of the records of its partition.
 func (k keys) busiest() float64 {

@@ -30,8 +30,12 @@ type sample struct {
 	Cut      bool    `json:"cut,omitempty"` // the topic was nearly at its end: Seconds are fewer than asked for
 
 	// Of keyed: how long the work takes, and which part this is of what is allowed.
-	Alone float64 `json:"handler_seconds,omitempty"`
-	Share float64 `json:"share_of_allowed,omitempty"`
+	// Busiest are the messages of the busiest keys in a second, Busy is the part of the
+	// time in which one of them was handled.
+	Alone   float64 `json:"handler_seconds,omitempty"`
+	Share   float64 `json:"share_of_allowed,omitempty"`
+	Busiest float64 `json:"busiest_key_per_second,omitempty"`
+	Busy    float64 `json:"busiest_key_busy,omitempty"`
 
 	Stall  *stallSample `json:"stall,omitempty"`
 	Idle   *idleSample  `json:"idle,omitempty"`
@@ -46,6 +50,7 @@ type meter struct {
 	perLane    int64                                    // messages in each partition
 	work       func(partition int32, key, value []byte) // nil: look at the message
 	alone      time.Duration                            // what the work takes; 0: unknown
+	busiest    atomic.Int64                             // of what was handled: messages of the busiest key of each partition
 }
 
 type partitionMeter struct {
@@ -106,16 +111,18 @@ func (m *meter) measure(ctx context.Context, w window) (sample, error) {
 	if cut, err := until(ctx, w.warmup, dry); cut || err != nil {
 		return sample{}, errors.Join(errors.New("the topic was read to its end in the warm-up: more records are needed"), err)
 	}
-	var start, end int64
+	var start, end, busiest int64
 	var cut bool
 	u, err := use(w.profile, func() (err error) {
 		start, _ = m.handled()
+		busiest = m.busiest.Load()
 		cut, err = until(ctx, w.duration, dry)
 		moved := func() bool { total, _ := m.handled(); return total > start }
 		if ok, late := until(ctx, startWithin, moved); !ok {
 			err = errors.Join(err, late, fmt.Errorf("no message within %v", startWithin))
 		}
 		end, _ = m.handled()
+		busiest = m.busiest.Load() - busiest
 		return err
 	})
 	if err != nil {
@@ -131,6 +138,7 @@ func (m *meter) measure(ctx context.Context, w window) (sample, error) {
 		Bytes:    float64(u.bytes) / n,
 		GCs:      u.gcs,
 		Cut:      cut,
+		Busiest:  float64(busiest) / u.took.Seconds(),
 	}, nil
 }
 
