@@ -76,8 +76,9 @@ func (h *hand) finish(record engine.Record) bool {
 		}
 		h.at.attempting = false
 		if err == nil {
-			h.settle(msg.Offset)
-			if guarded || h.blocked.Load() != nil {
+			hooks := guarded || h.blocked.Load() != nil
+			h.settle(msg.Offset, hooks)
+			if hooks {
 				h.succeed()
 			}
 			return true

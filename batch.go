@@ -247,7 +247,7 @@ func (c *crew) gather() {
 // alone; false, the lane is at its end.
 func (c *crew) together(h *hand) bool {
 	l := c.lane
-	for !h.split && !h.tasks[0].settled {
+	for !h.split && !h.tasks[0].done {
 		switch {
 		case l.closed.Load():
 			return false
@@ -298,23 +298,24 @@ func (h *hand) tryTogether(msgs []Message) error {
 
 // settleTogether settles a batch, but for the messages that have failed in it.
 func (h *hand) settleTogether(failed map[int]error, guarded bool) {
-	var good []*task
+	good := 0
 	for i, t := range h.tasks {
 		if err, named := failed[i]; named {
 			h.split = true
-			t.at.attempt, t.at.given = h.at.attempt, cmp.Or(err, errNoReason)
+			t.past = &progress{attempt: h.at.attempt, given: cmp.Or(err, errNoReason)}
 		} else {
-			good = append(good, t)
+			t.done = true
+			good++
 		}
 	}
-	h.crew.settle(good...)
+	h.crew.settle(h)
 	if h.quarantine != nil {
 		for range good {
 			h.quarantine.settled(h)
 		}
 	}
 	switch {
-	case len(good) == 0:
+	case good == 0:
 		h.unblock()
 	case guarded, h.blocked.Load() != nil:
 		h.succeed()
@@ -343,9 +344,9 @@ func (h *hand) failTogether(first Message, err error) bool {
 	r := h.topic.Retry
 	n := h.at.attempt
 	for _, t := range h.tasks {
-		t.at.attempt = n + 1
+		t.past = &progress{attempt: n + 1}
 		if r.MaxAttempts > 0 {
-			t.at.attempt = min(t.at.attempt, r.MaxAttempts)
+			t.past.attempt = min(n+1, r.MaxAttempts)
 		}
 	}
 	for _, t := range h.tasks[:min(len(h.tasks), maxNoted)] {

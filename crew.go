@@ -94,11 +94,10 @@ func (c *crew) work(h *hand) {
 			go c.work(h)
 		}
 	}()
-	for len(h.tasks) > 0 || c.next(h) {
-		if !c.carryOut(h) {
+	for len(h.tasks) == 0 || c.carryOut(h) {
+		if !c.next(h) {
 			break
 		}
-		c.done(h)
 	}
 	ended = true
 	c.leave(h)
@@ -127,24 +126,23 @@ func (c *crew) carryOut(h *hand) bool {
 		if !c.together(h) {
 			return false
 		}
-	case t.settled: // and then a hook has ended the goroutine
+	case t.done: // and then a hook has ended the goroutine
 	case !h.finish(t.record):
 		return false
 	}
 	if l := c.lane; l.everyMessage != nil {
-		c.mu.Lock()
-		settled := c.settled
-		c.mu.Unlock()
+		settled := c.settle(h)
 		l.everyMessage(l, func() bool { return l.saved.Load() >= settled })
 	}
 	return true
 }
 
-// next gives the hand something to do, and waits for that. It reports false if the hand is
-// not needed any more.
+// next takes back what the hand has done, and gives it something else to do, or waits for
+// that. It reports false if the hand is not needed any more.
 func (c *crew) next(h *hand) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.takeBack(h)
 	for !c.lane.closed.Load() {
 		switch {
 		case c.active > c.workers:
@@ -347,7 +345,7 @@ func (c *crew) fill(h *hand) bool {
 func (c *crew) ask(h *hand, t *task) {
 	defer func() {
 		if v := recover(); v != nil {
-			t.at.broken = &PanicError{Value: v, Stack: debug.Stack()}
+			t.past = &progress{attempt: 1, broken: &PanicError{Value: v, Stack: debug.Stack()}}
 		}
 	}()
 	var msg Message
@@ -366,16 +364,23 @@ func (c *crew) stand(t *task, key []byte) {
 // admit delivers a task: it stands in its line.
 func (c *crew) admit(t *task) {
 	l := c.lane
-	l.frontier.deliver(t.offset)
+	t.number = l.frontier.deliver(t.offset)
 	l.ahead.deliver(t.offset)
-	t.at.attempt = 1
-	if l.inherits && l.inherit(t.offset, &t.at) {
-		c.pass(t)
-		c.waiting--
-		c.lines.recycle(t)
-		return
+	if l.inherits {
+		past := progress{attempt: 1}
+		if l.inherit(t.offset, &past) {
+			t.done = true
+			c.pass(t)
+			l.advance()
+			c.waiting--
+			c.lines.recycle(t)
+			return
+		}
+		if past.attempt > 1 || past.verdict != nil {
+			t.past = &past
+		}
 	}
-	t.alone = t.at.attempt > 1 || t.at.verdict != nil || t.at.broken != nil
+	t.alone = t.past != nil
 	switch {
 	case c.workers == 1: // all in one
 		t.keyed = true
@@ -420,34 +425,44 @@ func (c *crew) pick(h *hand) bool {
 	default:
 		return false
 	}
-	h.at = h.tasks[0].at
+	h.at.attempt = 1
+	if past := h.tasks[0].past; past != nil {
+		h.at = *past
+	}
 	return true
 }
 
-// settle moves the frontier over what may be all of it.
-func (c *crew) settle(settled ...*task) {
+// settle moves the frontier over what the hand has done, before next does, and returns how
+// much has been settled by now.
+func (c *crew) settle(h *hand) (settled uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.pass(settled...)
-	c.settled += uint64(len(settled))
+	c.pass(h.tasks...)
+	c.lane.advance()
+	return c.settled
 }
 
-func (c *crew) pass(settled ...*task) {
-	l := c.lane
-	for _, t := range settled {
-		t.settled = true
-		l.frontier.settle(t.offset)
+// pass moves the frontier over tasks that are done. It is followed by lane.advance.
+func (c *crew) pass(tasks ...*task) {
+	for _, t := range tasks {
+		if t.done && !t.passed {
+			t.passed = true
+			c.lane.frontier.settleNumber(t.number)
+			c.settled++
+		}
 	}
-	l.advance()
 }
 
-// done lets those go on that stand behind what the hand has settled. What it has not
-// settled is to be handled alone.
-func (c *crew) done(h *hand) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+// takeBack lets those go on that stand behind what the hand has done. What it has not done
+// is to be handled alone.
+func (c *crew) takeBack(h *hand) {
+	if len(h.tasks) == 0 {
+		return
+	}
+	c.pass(h.tasks...)
+	c.lane.advance()
 	for _, t := range h.tasks {
-		if t.settled {
+		if t.done {
 			c.lines.remove(t)
 			continue
 		}
@@ -460,7 +475,7 @@ func (c *crew) done(h *hand) {
 		}
 	}
 	for i, t := range h.tasks {
-		if t.settled {
+		if t.done {
 			c.lines.recycle(t)
 		}
 		h.tasks[i] = nil

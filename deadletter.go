@@ -58,7 +58,7 @@ func (h *hand) condemn(msg Message) bool {
 
 // buried settles a message whose letter the brokers have.
 func (h *hand) buried(why *HandlerError) {
-	h.settle(why.Offset)
+	h.settle(why.Offset, true)
 	h.at = progress{}
 	h.log.Warn("message is a dead letter now", "offset", why.Offset, "attempts", why.Attempts, "dead_letter", h.topic.DeadLetter, "error", why.Err)
 	h.unblock()

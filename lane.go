@@ -127,12 +127,16 @@ func (l *lane) finishBatch() bool {
 	}
 }
 
-// settle moves the frontier over a message, before a hook that may not return hears
-// of it: a message that is settled is not handled again.
-func (h *hand) settle(offset int64) {
+// settle moves the frontier over a message, before hooks that may not return hear of it: a
+// message that is settled is not handled again. Without hooks, a crew does it when it
+// gives the hand something else to do.
+func (h *hand) settle(offset int64, hooks bool) {
 	h.at.attempt = 0
 	if h.crew != nil {
-		h.crew.settle(h.tasks[0])
+		h.tasks[0].done = true
+		if hooks || h.quarantine != nil {
+			h.crew.settle(h)
+		}
 	} else {
 		h.pass(offset)
 	}

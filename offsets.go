@@ -22,9 +22,10 @@ import (
 // moves over what is settled without a hole, in the order of delivery: offsets
 // themselves have gaps (compaction, transaction markers, aborted messages).
 type frontier struct {
-	next int64 // the frontier; -1 until something was settled or committed
-	open []delivery
-	head int // open[head:] have been delivered and do not lie below the frontier
+	next  int64 // the frontier; -1 until something was settled or committed
+	open  []delivery
+	head  int   // open[head:] have been delivered and do not lie below the frontier
+	first int64 // the number of open[0], counted from the first delivery
 }
 
 type delivery struct {
@@ -32,14 +33,16 @@ type delivery struct {
 	settled bool
 }
 
-// deliver notes that the message at offset was handed out. Offsets come in
-// increasing order.
-func (f *frontier) deliver(offset int64) {
+// deliver notes that the message at offset was handed out, and returns the number of the
+// delivery. Offsets come in increasing order.
+func (f *frontier) deliver(offset int64) (number int64) {
 	if f.head > 0 && len(f.open) == cap(f.open) {
 		f.open = f.open[:copy(f.open, f.open[f.head:])]
+		f.first += int64(f.head)
 		f.head = 0
 	}
 	f.open = append(f.open, delivery{offset: offset})
+	return f.first + int64(len(f.open)-1)
 }
 
 // settle notes that a delivered message is done with, and moves the frontier.
@@ -49,12 +52,18 @@ func (f *frontier) settle(offset int64) {
 	if waiting[0].offset != offset { // with one worker it is always the first
 		i = sort.Search(len(waiting), func(i int) bool { return waiting[i].offset >= offset })
 	}
-	waiting[i].settled = true
+	f.settleNumber(f.first + int64(f.head+i))
+}
+
+// settleNumber is the same for the delivery of that number.
+func (f *frontier) settleNumber(number int64) {
+	f.open[number-f.first].settled = true
 	for f.head < len(f.open) && f.open[f.head].settled {
 		f.next = f.open[f.head].offset + 1
 		f.head++
 	}
 	if f.head == len(f.open) {
+		f.first += int64(f.head)
 		f.open, f.head = f.open[:0], 0
 	}
 }

@@ -10,10 +10,12 @@ import (
 
 // A task is a message of a crew, from the queue until it is settled.
 type task struct {
-	record  engine.Record
-	offset  int64
-	at      progress
-	settled bool
+	record engine.Record
+	offset int64
+	number int64     // of its delivery
+	past   *progress // what is known of earlier attempts; nil: nothing
+	done   bool      // its hand says that it is settled,
+	passed bool      // and so does the frontier
 
 	key   uint64 // its hash: two keys may share a line
 	keyed bool   // else it stands in no line
@@ -102,7 +104,7 @@ func (t *task) first() *task {
 	switch {
 	case t.line != nil:
 		return t.line.head // nil: it is over
-	case t.settled:
+	case t.done:
 		return nil
 	default:
 		return t

@@ -489,8 +489,8 @@ var mutants = []mutant{
 		name:     "hook-hears-before-the-frontier",
 		prevents: "a hook that ends its goroutine makes a settled message repeat",
 		file:     "attempt.go",
-		old:      "			h.settle(msg.Offset)\n			if guarded",
-		new:      "			if h.blocked.Load() != nil {\n				h.unblock()\n			}\n			h.settle(msg.Offset)\n			if guarded",
+		old:      "			h.settle(msg.Offset, hooks)\n",
+		new:      "			if h.blocked.Load() != nil {\n				h.unblock()\n			}\n			h.settle(msg.Offset, hooks)\n",
 		test:     "TestGoexitInTheUnblockedHook",
 	},
 	{
@@ -578,7 +578,7 @@ var mutants = []mutant{
 		prevents: "a message that kills is not found behind those that are settled",
 		file:     "attempt.go",
 		old:      "			h.pass(msg.Offset)\n",
-		new:      "			h.settle(msg.Offset)\n",
+		new:      "			h.settle(msg.Offset, false)\n",
 		test:     "TestSettledMessagesAreNoSuspects",
 	},
 	{
@@ -745,7 +745,7 @@ var mutants = []mutant{
 		name:     "settled-and-handled-again",
 		prevents: "a hook that ends its goroutine makes a second dead letter",
 		file:     "crew.go",
-		old:      "	case t.settled: // and",
+		old:      "	case t.done: // and",
 		new:      "	case false: // and",
 		test:     "TestGoexitInAHookAmongWorkers",
 	},
