@@ -187,12 +187,11 @@ func (a *assignment) Assigned(ctx context.Context, number int64, claims []engine
 
 // isolate begins a quarantine, if a lane of g was found open.
 func (a *assignment) isolate(sealed context.Context, g *generation) {
-	record := func(l *lane) bool {
+	record := func(l *lane) *note {
 		if err := a.committer.commit(sealed, g, false); err != nil && sealed.Err() == nil {
 			a.committer.failed(err)
 		}
-		_, due := l.due(false, false)
-		return !due
+		return l.saved.Load().note
 	}
 	a.mu.Lock()
 	orphans := slices.Collect(maps.Values(a.orphans))
@@ -324,12 +323,13 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 	if offsets := first.settled.len(); offsets > 0 {
 		log.Debug("what an owner before has settled is not handled again", "offsets", offsets)
 	}
+	l.saved.Store(&offer{note: first})
 	if l.crew != nil {
 		l.ahead = newRunAhead(claim.Offset, first.settled)
 	}
 	said := claim.Metadata
 	if l.opens == "" {
-		said = l.metadata(claim.Offset, false)
+		said = l.metadata(first, claim.Offset, false)
 	}
 	l.said.Store(&said)
 	switch {

@@ -55,6 +55,10 @@ func (h *hand) finish(record engine.Record) bool {
 	if h.at.attempt == 0 { // a crew's has been
 		h.at.attempt = 1
 		h.frontier.deliver(msg.Offset)
+		if h.inherits && msg.Offset < h.start {
+			h.disown(msg.Offset)
+			h.inherits = false
+		}
 		if h.inherits && h.inherit(msg.Offset, &h.at) {
 			h.pass(msg.Offset)
 			return true
@@ -203,10 +207,16 @@ var errGoexit = errors.New("handler ended its goroutine (runtime.Goexit, or Fail
 // false if the lane was sealed: a drain or a shutdown ends a backoff at once.
 func (h *hand) backoff(msg Message, err error, o outcome) bool {
 	wait := h.topic.Retry.backoff(o, msg.Attempt, err)
-	if _, told := retryAfter(err); !told && o == retry && h.breaker.doubtful(h.partition, msg.Offset, h.at.failed) {
+	_, told := retryAfter(err)
+	doubt := !told && o == retry && h.breaker.doubtful(h.partition, msg.Offset, h.at.failed)
+	if doubt {
 		wait = max(wait, h.breaker.pace())
 	}
 	h.block(handlerError(msg, err), o == hold, wait)
+	if doubt { // others would only fail in its place
+		h.stay(wait)
+		return !isClosed(h.sealed)
+	}
 	return h.sleep(wait)
 }
 
@@ -218,17 +228,23 @@ func (h *hand) pause(msg Message, err error) bool {
 	return h.sleep(wait)
 }
 
-// sleep reports false if the lane was sealed when d has passed, or before.
+// sleep waits, while others of a crew go on. It reports false if the lane was sealed when d
+// has passed, or before.
 func (h *hand) sleep(d time.Duration) bool {
+	h.rest()
+	h.stay(d)
+	h.resume() // which may take its time
+	return !isClosed(h.sealed)
+}
+
+// stay waits, and keeps its place.
+func (h *hand) stay(d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
-	h.rest()
 	select {
 	case <-timer.C:
 	case <-h.sealed:
 	}
-	h.resume()
-	return !isClosed(h.sealed)
 }
 
 func handlerError(msg Message, err error) *HandlerError {

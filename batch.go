@@ -33,9 +33,10 @@ type Batch struct {
 //
 // HandleBatch returning nil settles all of them. A [*BatchError] says which have failed;
 // the others are settled. Any other error, or a panic, concerns all: the same batch is
-// handled again after a backoff (see [Retry]). Before a message is given up, though, it is
-// handled in a batch of its own: messages that a BatchError names from their next attempt
-// on, all of a batch when one attempt is left, or when the error is [Permanent]. So a bad
+// handled again after a backoff (see [Retry]). Before a message is given up or held,
+// though, it is handled in a batch of its own: messages that a BatchError names from their
+// next attempt on, all of a batch when one attempt is left (without Topic.DeadLetter, when
+// the backoff has reached Retry.MaxBackoff), or when the error is [Permanent]. So a bad
 // message takes no other one with it.
 //
 // The messages are in the order of their offsets. With Topic.Workers more than one, batches
@@ -82,6 +83,9 @@ func (e *BatchError) Unwrap() []error {
 
 // failedOf is what err says of single messages of a batch of n; nil: nothing.
 func failedOf(err error, n int) map[int]error {
+	if err == nil {
+		return nil
+	}
 	named := (*BatchError)(nil)
 	if !errors.As(err, &named) || named == nil || len(named.Failed) == 0 {
 		return nil
@@ -190,7 +194,7 @@ collecting:
 	for c.hasRoom() && !c.lane.closed.Load() {
 		switch {
 		case c.fill(h):
-		case c.batch.Wait < 0:
+		case c.batch.Wait < 0, !c.filling && !c.takes(): // it would wait for nothing
 			break collecting
 		case c.takes() && !c.lane.queue.listen(): // it has come just now
 		case !c.waitForMore(wait):
@@ -251,14 +255,14 @@ func (c *crew) together(h *hand) bool {
 		switch {
 		case l.closed.Load():
 			return false
-		case l.quarantine.lasts():
+		case l.quarantine.lasts() && l.quarantine.suspects(l, h.tasks[0].offset):
 			h.split = true
 			continue
 		}
 		msgs := h.messages()
 		err, guarded := errGoexit, true
 		if !h.at.attempting {
-			if guarded = l.breaker.mode.Load() != calm; guarded && !h.begin(msgs[0].Offset) {
+			if guarded = l.breaker.mode.Load() != calm || l.quarantine != nil; guarded && !h.begin(msgs[0].Offset) {
 				return false
 			}
 			h.at.attempting = true
@@ -266,6 +270,9 @@ func (c *crew) together(h *hand) bool {
 		}
 		h.at.attempting = false
 		failed := failedOf(err, len(msgs))
+		if err != nil && h.holds != 0 {
+			l.quarantine.leave(h)
+		}
 		if err != nil && failed == nil {
 			if !h.failTogether(msgs[0], err) {
 				return false
@@ -337,22 +344,29 @@ func (h *hand) failTogether(first Message, err error) bool {
 		h.at.failed = time.Now()
 	}
 	permanent := isPermanent(err)
-	if !h.counts(first.Offset, err, permanent) {
+	r := h.topic.Retry
+	n := h.at.attempt
+	counts := h.counts(first.Offset, err, permanent)
+	if !counts && (permanent || h.at.as != asProbe || !h.topic.spent(n+h.at.uncounted) || !h.breaker.trial()) {
 		h.at.uncounted++
 		return h.pause(first, err)
 	}
-	r := h.topic.Retry
-	n := h.at.attempt
 	for _, t := range h.tasks {
 		t.past = &progress{attempt: n + 1}
 		if r.MaxAttempts > 0 {
 			t.past.attempt = min(n+1, r.MaxAttempts)
 		}
 	}
-	for _, t := range h.tasks[:min(len(h.tasks), maxNoted)] {
-		h.failed(t.offset, n)
+	noted := n
+	if r.MaxAttempts > 0 {
+		noted = min(n, r.MaxAttempts-1) // all of them would condemn it
 	}
-	if permanent || r.spent(n+1) || r.exhausted(n) {
+	for _, t := range h.tasks[:min(len(h.tasks), maxNoted)] {
+		if noted > 0 {
+			h.failed(t.offset, noted)
+		}
+	}
+	if permanent || !counts || h.topic.spent(n+1) || r.exhausted(n) {
 		h.split = true
 		h.log.Warn("batch failed: its messages are handled one at a time", "offset", first.Offset, "messages", len(h.tasks), "attempt", n, "error", err)
 		h.unblock()

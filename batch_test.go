@@ -14,6 +14,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/kgroup-go/kgroup/internal/engine"
 )
 
 // A batcher is the batch handler of a rig: its history has a line for each batch, with the
@@ -358,4 +360,108 @@ func TestTypedBatch(t *testing.T) {
 	got = nil
 	require.ErrorAs(t, h.HandleBatch(ctx, batch("x")), &named)
 	assert.Nil(t, got, "nothing to handle")
+}
+
+// With one attempt a message, a next owner must not believe that each message of a batch has
+// failed by itself.
+func TestBatchOfOneAttempt(t *testing.T) {
+	topic := Topic{Batch: Batch{Size: 3, Wait: time.Second}, DeadLetter: "orders.dlq", Retry: Retry{MaxAttempts: 1}}
+	var claim engine.Claim
+	withBatches(t, topic, func(t *testing.T, r *rig, b *batcher) {
+		g := r.gate()
+		b.on = func(_ context.Context, msgs []Message) error {
+			if len(msgs) == 3 {
+				return errHandler // because of 1
+			}
+			g.wait() // 0, alone
+			return nil
+		}
+		r.receives(orders0, 0, 1, 2)
+		r.after(2 * time.Second)
+		assert.Equal(t, []string{"0,1,2#1", "0#1"}, b.batches())
+		claim = at(orders0, 0)
+		claim.Metadata = strings.Replace(r.engine.metadata(orders0), "o=1 ", "", 1) // let it be a drain
+		r.engine.lose(errLost)
+		g.open()
+	})
+	withBatches(t, topic, func(t *testing.T, r *rig, b *batcher) {
+		b.on = func(_ context.Context, msgs []Message) error {
+			for _, msg := range msgs {
+				if msg.Offset == 1 {
+					return errHandler
+				}
+			}
+			return nil
+		}
+		r.engine.assign(claim)
+		r.engine.deliver(orders0, 0, 1, 2)
+		r.after(time.Minute)
+		assert.Equal(t, []string{"orders.dlq/0=1"}, r.engine.written())
+	})
+}
+
+// Batches with a bad message each, whose handler is slow to fail, look like an outage: a
+// trial ends that for batches, too.
+func TestBadBatchesUnderABreaker(t *testing.T) {
+	topic := Topic{Workers: 8, Batch: Batch{Size: 2, Wait: time.Millisecond}, DeadLetter: "orders.dlq"}
+	withBatches(t, topic, func(t *testing.T, r *rig, b *batcher) {
+		b.on = func(_ context.Context, msgs []Message) error {
+			time.Sleep(2 * time.Second)
+			for _, msg := range msgs {
+				if msg.Offset%2 == 0 {
+					return errHandler
+				}
+			}
+			return nil
+		}
+		r.engine.assign(at(orders0, 0))
+		r.engine.keyed(orders0, 0, "abcdefghijklmnopqrstuvwxyz")
+		r.after(time.Hour)
+		assert.Len(t, r.engine.written(), 13)
+		assert.EqualValues(t, 26, r.engine.acknowledged(orders0))
+	})
+}
+
+// Messages whose keys become free while a batch is made up go into it.
+func TestBatchIsFilledByThoseThatBecomeFree(t *testing.T) {
+	withBatches(t, Topic{Workers: 2, Batch: Batch{Size: 4, Wait: time.Hour}}, func(t *testing.T, r *rig, b *batcher) {
+		g := r.gate()
+		b.on = func(context.Context, []Message) error { g.wait(); return nil }
+		r.engine.assign(at(orders0, 0))
+		r.engine.keyed(orders0, 0, "aaaa"+"bc"+"aa")
+		synctest.Wait()
+		assert.Equal(t, []string{"0,1,2,3#1"}, b.batches())
+		g.open()
+		r.after(time.Second)
+		assert.Equal(t, []string{"0,1,2,3#1", "4,5,6,7#1"}, b.batches())
+	})
+}
+
+// In a compacted topic offsets may be so far apart that a batch cannot become full.
+func TestBatchThatCannotBecomeLarger(t *testing.T) {
+	withBatches(t, Topic{Queue: 10000, Batch: Batch{Size: 1000, Wait: time.Hour}}, func(t *testing.T, r *rig, b *batcher) {
+		r.engine.assign(at(orders0, 0))
+		for i := range int64(5000) {
+			r.engine.deliver(orders0, 20*i)
+		}
+		r.after(time.Minute)
+		assert.Greater(t, len(b.batches()), 4)
+	})
+}
+
+// A message that is held after a crash, in a topic of its own, is no reason for others to do
+// without batches.
+func TestBatchesBesideAHeldSuspect(t *testing.T) {
+	b := &batcher{}
+	change := func(t *Topic) { t.Handler, t.Batch = nil, Batch{Handler: b, Size: 4, Wait: time.Second} }
+	withRig(t, onOrders(change), func(t *testing.T, r *rig) {
+		b.r = r
+		r.on = func(context.Context, Message) error { return Permanent(errHandler) }
+		r.engine.assign(at(orders0, 0), found(refunds0, 0, "kgroup/1 o=2"))
+		r.engine.deliver(refunds0, 0)
+		r.after(time.Hour)
+		r.engine.deliver(orders0, 0, 1, 2, 3)
+		r.after(time.Minute)
+		assert.Equal(t, []string{"0,1,2,3#1"}, b.batches())
+	})
 }

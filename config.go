@@ -82,8 +82,9 @@ type Config struct {
 	Isolation Isolation
 
 	// CommitInterval is the time between two commits of what has been marked, at
-	// least 1 ms. Zero: 1 s. CommitEveryMessage: a partition's next message waits
-	// until the broker has acknowledged the commit of the one before. Negative: only
+	// least 1 ms. Zero: 1 s. CommitEveryMessage: a partition's next message (with Workers,
+	// the next one of the worker and of the key) waits until the broker has acknowledged
+	// the commit of the one before. Negative: only
 	// Commit, rebalances and the shutdown commit; a message that kills the process is then
 	// not looked for.
 	CommitInterval time.Duration
@@ -172,8 +173,8 @@ type Topic struct {
 	// order is kept among messages of the same key only: never two of a key are handled at
 	// once, and each waits for those before it. Messages without a key have no order. A key
 	// that waits, for a retry or because its message is held, keeps no other key from going on
-	// until 16,384 messages have been delivered behind it, or half of Queue wait. (Offsets far
-	// apart, as in a compacted topic, make it fewer.) Zero: 1. At most 16,384; negative is a
+	// until about 13,800 offsets behind it have been delivered, or half of Queue waits. (Where
+	// offsets are far apart, as in a compacted topic, 863 messages or more.) Zero: 1. At most 16,384; negative is a
 	// mistake.
 	//
 	// With batches, it is how many of them.
@@ -181,8 +182,8 @@ type Topic struct {
 
 	// Key returns what Workers keep in order, if it is not the record's key; nil: this message
 	// needs no order. It is called once for a message, must depend on nothing else, and
-	// should be quick: the partition waits for it. A panic is a failed attempt. Nil: the
-	// record's key.
+	// should be quick: the partition waits for it. A panic is a failed attempt. With one worker
+	// it is not called. Nil: the record's key.
 	Key func(Message) []byte
 
 	// Queue is how many messages of one partition may be taken from the engine and
@@ -249,8 +250,9 @@ type Retry struct {
 // and the first success closes it. This member stays in the group meanwhile, and
 // keeps its partitions. Each process has its own.
 //
-// Before it is sure, messages of several partitions that fail while nothing works are
-// tried once in a Probe, at most a tenth of Window, instead of sooner.
+// Before it is sure, messages that fail while others fail too and nothing works are
+// tried once in a Probe, at most a tenth of Window, instead of sooner; with Workers, each
+// of them keeps its worker meanwhile.
 //
 // Attempts that returned a [Permanent] error count neither way. An outage looks like
 // messages that are bad without saying so, at the head of all partitions: the topic waits

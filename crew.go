@@ -132,7 +132,7 @@ func (c *crew) carryOut(h *hand) bool {
 	}
 	if l := c.lane; l.everyMessage != nil {
 		settled := c.settle(h)
-		l.everyMessage(l, func() bool { return l.saved.Load() >= settled })
+		l.everyMessage(l, func() bool { return l.saved.Load().settled >= settled })
 	}
 	return true
 }
@@ -158,7 +158,9 @@ func (c *crew) next(h *hand) bool {
 			if c.ready.len() == 0 && c.takes() && !c.lane.queue.listen() {
 				continue // it has come just now
 			}
-			c.active--
+			if !c.giveWay() { // keys were asked for meanwhile
+				c.active--
+			}
 		}
 		if len(c.hands)-c.resting > c.workers { // one too many
 			delete(c.hands, h)
@@ -205,7 +207,7 @@ func (c *crew) ring() {
 		if len(c.hands)-c.resting < c.workers {
 			c.hire()
 		}
-	case c.ready.len() > 0 && c.collector == nil || c.again.len() > 0:
+	case c.ready.len() > 0 && c.collector == nil, c.again.len() > 0, c.takes() && !c.lane.queue.listen():
 		c.wake()
 	}
 }
@@ -276,22 +278,21 @@ func (h *hand) resume() {
 		return
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.active < c.workers {
 		c.active++
-		c.resting--
+	} else {
+		place := make(chan struct{})
+		c.returning = append(c.returning, place)
 		c.mu.Unlock()
-		return
+		select {
+		case <-place:
+		case <-c.lane.sealed: // it will end
+		}
+		c.mu.Lock()
 	}
-	place := make(chan struct{})
-	c.returning = append(c.returning, place)
-	c.mu.Unlock()
-	select {
-	case <-place:
-	case <-c.lane.sealed: // it will end
-	}
-	c.mu.Lock()
 	c.resting--
-	c.mu.Unlock()
+	c.ring() // another message may wait now
 }
 
 // fillUp fills until there is something for another hand, too: it is not called otherwise.
@@ -319,14 +320,12 @@ func (c *crew) fill(h *hand) bool {
 			records[i] = nil
 		}
 		c.waiting += len(records)
-		if len(records) > 0 && c.key != nil && c.workers > 1 {
-			c.filling = true
-			c.mu.Unlock()
-			for _, t := range c.taken {
-				c.ask(h, t)
+	}
+	if c.key != nil && c.workers > 1 && !c.filling {
+		for _, t := range c.taken {
+			if !t.asked {
+				c.unlocked(func() { c.ask(h, t) })
 			}
-			c.mu.Lock()
-			c.filling = false
 		}
 	}
 	n := 0
@@ -341,17 +340,31 @@ func (c *crew) fill(h *hand) bool {
 	return n > 0
 }
 
+// unlocked calls f without the lock. Nobody else fills meanwhile.
+func (c *crew) unlocked(f func()) {
+	c.filling = true
+	c.mu.Unlock()
+	defer func() { // also if f ends the goroutine
+		c.mu.Lock()
+		c.filling = false
+	}()
+	f()
+}
+
 // ask asks Topic.Key for the key of a message.
 func (c *crew) ask(h *hand, t *task) {
+	t.asked = true
+	t.past = &progress{attempt: 1, broken: errGoexit}
 	defer func() {
 		if v := recover(); v != nil {
-			t.past = &progress{attempt: 1, broken: &PanicError{Value: v, Stack: debug.Stack()}}
+			t.past.broken = &PanicError{Value: v, Stack: debug.Stack()}
 		}
 	}()
 	var msg Message
 	h.read(t.record, &msg)
 	msg.Attempt = 1
 	c.stand(t, c.key(msg))
+	t.past = nil
 }
 
 // stand says in which line a task is to stand.
@@ -366,6 +379,10 @@ func (c *crew) admit(t *task) {
 	l := c.lane
 	t.number = l.frontier.deliver(t.offset)
 	l.ahead.deliver(t.offset)
+	if l.inherits && t.offset < l.start {
+		c.unlocked(func() { l.disown(t.offset) }) // which logs
+		l.inherits = false
+	}
 	if l.inherits {
 		past := progress{attempt: 1}
 		if l.inherit(t.offset, &past) {
@@ -474,6 +491,7 @@ func (c *crew) takeBack(h *hand) {
 			c.offer(first)
 		}
 	}
+	c.gather()
 	for i, t := range h.tasks {
 		if t.done {
 			c.lines.recycle(t)
@@ -483,13 +501,16 @@ func (c *crew) takeBack(h *hand) {
 	h.tasks, h.split = h.tasks[:0], false
 }
 
-// blocking is the message that keeps the frontier back, or the first of those that fail.
+// blocking is the first message that is held, or else the first of those that fail.
 func (c *crew) blocking() *blocked {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var first *blocked
 	for h := range c.hands {
-		if b := h.blocked.Load(); b != nil && (first == nil || b.err.Offset < first.err.Offset) {
+		b := h.blocked.Load()
+		switch {
+		case b == nil:
+		case first == nil, b.held && !first.held, b.held == first.held && b.err.Offset < first.err.Offset:
 			first = b
 		}
 	}

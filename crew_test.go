@@ -718,7 +718,7 @@ func TestSuspectsBehindADeadlyMessageThatIsHeld(t *testing.T) {
 		assert.Equal(t, "6#1 7#1 8#1", r.sorted(orders0))
 		require.Len(t, said, 3)
 		for i, offset := range []int{6, 7, 8} {
-			assert.Contains(t, said[i], fmt.Sprintf(" s=%d:1", offset), "written down before it is handled")
+			assert.Contains(t, said[i], fmt.Sprintf(" s=5:3,%d:1", offset), "written down before it is handled")
 		}
 	})
 }
@@ -824,4 +824,33 @@ func TestHandsHearOfEveryMessage(t *testing.T) {
 	l.close()
 	seal()
 	<-l.done
+}
+
+// CommitEveryMessage, where nobody knew the offset at the start: what is settled behind the
+// first message cannot be committed, and is not waited for.
+func TestCommitEveryMessageOfAGuess(t *testing.T) {
+	change := func(cfg *Config) {
+		workers(2)(cfg)
+		cfg.CommitInterval = CommitEveryMessage
+	}
+	withRig(t, change, func(t *testing.T, r *rig) {
+		r.on = failAt(0, RetryAfter(errHandler, 100*time.Hour))
+		r.engine.assign(engine.Claim{Partition: orders0, Guess: true})
+		r.engine.keyed(orders0, 0, "abcdef")
+		r.after(time.Hour)
+		assert.Equal(t, "0#1 1#1 2#1 3#1 4#1 5#1", r.sorted(orders0))
+	})
+}
+
+// Before the breaker is sure, an outage sees one attempt a second and worker.
+func TestPaceOfAnOutageWithWorkers(t *testing.T) {
+	withRig(t, onOrders(func(t *Topic) { t.DeadLetter = "orders.dlq" }, workers(8)), func(t *testing.T, r *rig) {
+		r.on = func(context.Context, Message) error { return errHandler }
+		r.engine.assign(at(orders0, 0))
+		for offset := range int64(200) {
+			r.engine.keyed(orders0, offset, string(rune('A'+offset%100)))
+		}
+		r.after(4900 * time.Millisecond)
+		assert.LessOrEqual(t, len(r.history.all("handle")), 8*6)
+	})
 }

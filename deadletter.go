@@ -21,10 +21,8 @@ import (
 func (h *hand) condemn(msg Message) bool {
 	msg.Attempt = h.at.attempt
 	why := handlerError(msg, h.at.verdict)
-	if h.crew == nil {
-		h.quarantine.acquit(h.lane) // what is behind it must not wait for what it waits for
-	}
 	if h.topic.DeadLetter == "" {
+		h.standStill()
 		h.block(why, true, 0)
 		h.rest()
 		<-h.sealed
@@ -44,6 +42,7 @@ func (h *hand) condemn(msg Message) bool {
 		if h.ctx.Err() != nil {
 			return false
 		}
+		h.standStill()
 		o := retry
 		if h.topic.Retry.exhausted(try) || errors.Is(err, engine.ErrTooLarge) {
 			o = hold
@@ -53,6 +52,14 @@ func (h *hand) condemn(msg Message) bool {
 		if !h.sleep(wait) {
 			return false
 		}
+	}
+}
+
+// standStill takes a lane that does not go on out of the quarantine, which others must not
+// wait for. With a crew others of the lane go on, and are suspects still.
+func (h *hand) standStill() {
+	if h.crew == nil {
+		h.quarantine.acquit(h.lane)
 	}
 }
 

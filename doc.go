@@ -73,12 +73,13 @@
 // handed to the handler, and those that are being handled: one, or Topic.Workers, or
 // Workers times Batch.Size; in Partitions mode, where a fetched batch is taken as a
 // whole, two batches more. With Workers or batches, up to 16,384 offsets are remembered
-// that were settled before one in front of them was. Below that the engine buffers 4096 messages a partition (256
+// that were settled before one in front of them was, in practice 13,816. Below that the engine buffers 4096 messages a partition (256
 // in Partitions mode) and one fetch response a broker. A consumer has 6 goroutines of
 // its own, one for each partition (three in Partitions mode), one more for each that
 // waits in a handler which used to be quick, and short-lived ones for single requests;
 // with Workers, so many for a partition instead of one, when there is work for them, and
-// one for each message that waits for its next attempt (half of Queue at most). The
+// one for each message that waits for its next attempt (half of Queue, and Workers, at
+// most). The
 // engine has about as many. Of the functions that may be asked for credentials at
 // each connection 8 run at once at most.
 //

@@ -57,15 +57,22 @@ type lane struct {
 	// settled publishes the frontier to the committer; -1: nothing to commit.
 	settled   atomic.Int64
 	committed atomic.Int64
-	// offered is how much of what a crew has settled was in its last commit, and saved in the
-	// last one that was acknowledged.
-	offered, saved atomic.Uint64
+	// offered is what the last commit says, or would have said, and saved the last one that was
+	// acknowledged.
+	offered offer // guarded by the committer's turn
+	saved   atomic.Pointer[offer]
 	// everyMessage, if not nil, commits until what was settled is committed.
 	everyMessage func(l *lane, committed func() bool)
 
 	log     *slog.Logger
 	hooks   *Hooks
 	telling chan struct{} // holds a value while a hook is called, for any lane of the partition
+}
+
+// An offer is what a commit says of a lane.
+type offer struct {
+	note    *note
+	settled uint64 // how many messages of a crew
 }
 
 // work is the lane's worker.
@@ -226,11 +233,8 @@ func (l *lane) close() {
 // a generation releases it.
 func (l *lane) due(all, releases bool) (engine.Offset, bool) {
 	settled, metadata := l.state(releases)
-	if settled < 0 {
-		return engine.Offset{}, false
-	}
-	if settled == l.committed.Load() && metadata == *l.said.Load() && !all {
-		l.saved.Store(l.offered.Load())
+	if settled < 0 || settled == l.committed.Load() && metadata == *l.said.Load() && !all {
+		l.acknowledged() // there is nothing to say, or nothing new
 		return engine.Offset{}, false
 	}
 	return engine.Offset{Partition: l.partition, Offset: settled, Metadata: metadata}, true
@@ -241,10 +245,17 @@ func (l *lane) state(releases bool) (settled int64, metadata string) {
 	if c := l.crew; c != nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		l.offered.Store(c.settled)
+		l.offered.settled = c.settled
 	}
+	l.offered.note = l.note.Load()
 	settled = l.settled.Load()
-	return settled, l.metadata(settled, releases)
+	return settled, l.metadata(l.offered.note, settled, releases)
+}
+
+// acknowledged says that the brokers know what was offered.
+func (l *lane) acknowledged() {
+	offered := l.offered
+	l.saved.Store(&offered)
 }
 
 // blocking is what keeps the lane from going on, or the first of it; nil: nothing.

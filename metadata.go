@@ -29,9 +29,9 @@ type envelope struct {
 	// tried are messages whose attempts have failed, and how many.
 	tried marks
 
-	// alone is a message that is handled while its process handles nothing else (if
-	// opened; else it was), and how many processes have died at that.
-	alone mark
+	// alone are messages that were handled while their process handled nothing else, and
+	// how many processes have died at that; at the one that is (if opened), should this one die now.
+	alone marks
 
 	// settled is what need not be handled again beyond the offset committed.
 	settled ranges
@@ -92,7 +92,8 @@ const (
 	maxMetadata = 4096
 	// What single fields may have of it. Attempts are left out from the last message on.
 	maxOpener = 64
-	maxTried  = 1536
+	maxTried  = 1440
+	maxAlone  = 160
 	maxRanges = 2304 // so that all the others fit at their longest, too
 )
 
@@ -111,8 +112,8 @@ func (e envelope) encode(at int64) string {
 	if tried := e.tried.encode(maxTried); tried != "" {
 		b = append(append(b, " a="...), tried...)
 	}
-	if e.alone != (mark{}) {
-		b = append(append(b, " s="...), e.alone.String()...)
+	if alone := e.alone.encode(maxAlone); alone != "" {
+		b = append(append(b, " s="...), alone...)
 	}
 	if settled := e.settled.encode(at, maxRanges); settled != "" {
 		b = append(append(b, " r="...), settled...)
@@ -179,7 +180,7 @@ func (e *envelope) set(key, value string, at int64) (ok bool) {
 	case "a":
 		e.tried, ok = parseMarks(value)
 	case "s":
-		e.alone, ok = parseMark(value)
+		e.alone, ok = parseMarks(value)
 	case "r":
 		e.settled, ok = decodeRanges(value, at)
 	default:
@@ -219,8 +220,8 @@ func number(value string) (int, bool) {
 // passed what is said about a message.
 type note struct {
 	tried    marks
-	alone    mark   // with the deaths that are known of
-	inFlight bool   // alone is being handled
+	alone    marks  // with the deaths that are known of
+	inFlight int64  // one that is handled while nothing else is; -1: none
 	suspects int    // messages still to be handled alone
 	settled  ranges // by owners before
 }
@@ -233,7 +234,7 @@ func (l *lane) foundOpen() bool {
 // firstNote is what a new owner begins with. A partition that was found open has suspects: as
 // many as its last owner may have had in its hands.
 func (l *lane) firstNote() *note {
-	n := &note{tried: l.env.tried, alone: l.env.alone, suspects: l.env.suspects, settled: l.env.settled}
+	n := &note{tried: l.env.tried, alone: l.env.alone, inFlight: -1, suspects: l.env.suspects, settled: l.env.settled}
 	switch {
 	case l.opens == "": // nor is a message written down before it is handled
 		n.suspects = 0
@@ -243,7 +244,12 @@ func (l *lane) firstNote() *note {
 			n.suspects = 1
 		}
 	case l.env.opened != "": // by this process, which lives: its session was lost
-		n.alone.count = max(0, n.alone.count-1)
+		n.alone = nil
+		for _, m := range l.env.alone {
+			if m.count > 1 {
+				n.alone = append(n.alone, mark{m.offset, m.count - 1})
+			}
+		}
 	}
 	return n
 }
@@ -266,8 +272,7 @@ func (l *lane) failed(offset int64, attempts int) {
 }
 
 // metadata is what is committed with the offset settled.
-func (l *lane) metadata(settled int64, releases bool) string {
-	n := l.note.Load()
+func (l *lane) metadata(n *note, settled int64, releases bool) string {
 	e := envelope{initial: l.env.initial, suspects: n.suspects, settled: n.settled.from(settled)}
 	if l.crew != nil {
 		e.settled = e.settled.union(l.frontier.ahead())
@@ -276,27 +281,24 @@ func (l *lane) metadata(settled int64, releases bool) string {
 	if !releases {
 		e.opened = l.opens
 	}
-	if n.alone.offset >= settled {
-		e.alone = n.alone
-		if n.inFlight && !releases {
-			e.alone.count++ // should the process die at it
-		}
-		if e.alone.count == 0 {
-			e.alone = mark{}
-		}
+	e.alone = n.alone
+	if n.inFlight >= 0 && !releases { // should the process die at it
+		e.alone = e.alone.with(mark{n.inFlight, e.alone.of(n.inFlight).count + 1})
 	}
+	e.alone = e.alone.from(settled).outside(e.settled)
 	return e.encode(settled)
+}
+
+// disown forgets what owners before have said: the committed offset is out of range after
+// all, and the message at offset, which is the lane's first, is another one.
+func (l *lane) disown(offset int64) {
+	l.log.Warn("committed metadata ignored: the partition has no such offset any more", "committed", l.start, "offset", offset)
+	l.noted(func(n *note) { n.tried, n.alone, n.settled = nil, nil, nil })
 }
 
 // inherit takes over what the last owners have said about the message at offset, which
 // is the lane's next. It reports whether they have settled it.
 func (l *lane) inherit(offset int64, at *progress) (settled bool) {
-	if offset < l.start { // the committed offset is out of range after all: these are other messages
-		l.log.Warn("committed metadata ignored: the partition has no such offset any more", "offset", l.start)
-		l.noted(func(n *note) { n.tried, n.alone, n.settled = nil, mark{}, nil })
-		l.inherits = false
-		return false
-	}
 	n := l.note.Load()
 	l.inherits = n.says(offset + 1)
 	if n.settled.contains(offset) {
@@ -309,14 +311,14 @@ func (l *lane) inherit(offset int64, at *progress) (settled bool) {
 	default: // more than there may be were made when there was no dead-letter topic
 		at.attempt = tried.count + 1
 	}
-	if n.alone.offset == offset && l.topic.Retry.spent(n.alone.count) {
-		at.verdict = fmt.Errorf("%w: %d times", errDeadly, n.alone.count)
-		at.attempt = max(at.attempt, n.alone.count)
+	if deaths := n.alone.of(offset).count; l.topic.Retry.spent(deaths) {
+		at.verdict = fmt.Errorf("%w: %d times", errDeadly, deaths)
+		at.attempt = max(at.attempt, deaths)
 	}
 	return false
 }
 
 // says reports whether the note is about single messages from offset on.
 func (n *note) says(offset int64) bool {
-	return len(n.tried.from(offset)) > 0 || n.alone.count > 0 && n.alone.offset >= offset || n.settled.end() > offset
+	return len(n.tried.from(offset)) > 0 || len(n.alone.from(offset)) > 0 || n.settled.end() > offset
 }

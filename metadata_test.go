@@ -27,12 +27,12 @@ func TestEnvelope(t *testing.T) {
 		{metadata: "kgroup/1 n=2147483647", want: envelope{initial: 2147483647}},
 		{metadata: "kgroup/1 o=1", want: envelope{opened: "1"}},
 		{metadata: "kgroup/1 o=5c0ffee5", want: envelope{opened: "5c0ffee5"}},
-		{metadata: "kgroup/1 n=3 o=1 q=17 a=42:2 s=42:1", want: envelope{initial: 3, opened: "1", suspects: 17, tried: marks{{42, 2}}, alone: mark{42, 1}}},
+		{metadata: "kgroup/1 n=3 o=1 q=17 a=42:2 s=42:1", want: envelope{initial: 3, opened: "1", suspects: 17, tried: marks{{42, 2}}, alone: marks{{42, 1}}}},
 		{metadata: "kgroup/1 a=42:3,45:1", want: envelope{tried: marks{{42, 3}, {45, 1}}}},
 		{metadata: "kgroup/1 o=5c0ffee5 r=AAID", want: envelope{opened: "5c0ffee5", settled: ranges{{44, 47}}}},
 		{metadata: "kgroup/1 r=AAGsAgMK", want: envelope{settled: ranges{{43, 343}, {346, 356}}}},
 		{metadata: "kgroup/1 r=AVZV", want: envelope{settled: ranges{{43, 45}, {46, 47}, {48, 49}, {50, 51}, {52, 53}, {54, 55}, {56, 57}}}},
-		{metadata: "kgroup/1 s=9223372036854775807:2147483647", want: envelope{alone: mark{math.MaxInt64, math.MaxInt32}}},
+		{metadata: "kgroup/1 s=9223372036854775807:2147483647", want: envelope{alone: marks{{math.MaxInt64, math.MaxInt32}}}},
 		{metadata: "kgroup/1 later=x,y n=12 z=", want: envelope{initial: 12}}, // fields of a later version
 		{metadata: "kgroup/1 n=2147483648", failure: "damaged"},
 		{metadata: "kgroup/1 n=-1", failure: "damaged"},
@@ -51,7 +51,8 @@ func TestEnvelope(t *testing.T) {
 		{metadata: "kgroup/1 a=42:1,42:2", failure: "damaged"},
 		{metadata: "kgroup/1 a=45:1,42:3", failure: "damaged"},
 		{metadata: "kgroup/1 s=42:-1", failure: "damaged"},
-		{metadata: "kgroup/1 s=42:1,43:1", failure: "damaged"},
+		{metadata: "kgroup/1 s=42:1,43:1", want: envelope{alone: marks{{42, 1}, {43, 1}}}},
+		{metadata: "kgroup/1 s=43:1,42:1", failure: "damaged"},
 		{metadata: "kgroup/1 n=3 r=", failure: "damaged"},
 		{metadata: "kgroup/1 n=3 r=AAIA", failure: "damaged"},
 		{metadata: "kgroup/1 s=9223372036854775808:1", failure: "damaged"},
@@ -75,17 +76,17 @@ func TestEnvelope(t *testing.T) {
 // Each field at its longest, all of them together: brokers refuse a commit with more.
 func TestEnvelopeFits(t *testing.T) {
 	const at = math.MaxInt64 - maxSpan
-	longest := mark{math.MaxInt64, math.MaxInt32}
-	e := envelope{initial: math.MaxInt32, opened: strings.Repeat("x", maxOpener), suspects: math.MaxInt32, alone: longest}
+	e := envelope{initial: math.MaxInt32, opened: strings.Repeat("x", maxOpener), suspects: math.MaxInt32}
 	for i := range int64(1000) {
 		e.tried = append(e.tried, mark{at + i, math.MaxInt32})
+		e.alone = append(e.alone, mark{at + i, math.MaxInt32})
 	}
 	for i := range int64(10000) {
 		e.settled = append(e.settled, span{at + 1 + 100*i, at + 2 + 100*i})
 	}
 	metadata := e.encode(at)
 	assert.LessOrEqual(t, len(metadata), maxMetadata)
-	most := len(envelopeVersion) + 6*len(" x=") + 2*len(fmt.Sprint(math.MaxInt32)) + maxOpener + maxTried + len(longest.String()) + maxRanges
+	most := len(envelopeVersion) + 6*len(" x=") + 2*len(fmt.Sprint(math.MaxInt32)) + maxOpener + maxTried + maxAlone + maxRanges
 	assert.LessOrEqual(t, most, maxMetadata)
 	assert.InDelta(t, most, len(metadata), 40, "the lists are cut where an entry ends")
 
@@ -129,7 +130,7 @@ func FuzzEnvelope(f *testing.F) {
 		if err != nil && !reflect.DeepEqual(read, envelope{}) {
 			t.Fatalf("%q is damaged and counts all the same: %+v", metadata, read)
 		}
-		all := []envelope{{initial: initial}, {opened: "1", suspects: int(initial), tried: marks{{at, 1}}, alone: mark{1, int(initial)}}}
+		all := []envelope{{initial: initial}, {opened: "1", suspects: int(initial), tried: marks{{at, 1}}, alone: marks{{1, int(initial)}}}}
 		if len(metadata) < maxTried { // else it may be cut
 			all = append(all, read)
 		}

@@ -36,7 +36,7 @@ type delivery struct {
 // deliver notes that the message at offset was handed out, and returns the number of the
 // delivery. Offsets come in increasing order.
 func (f *frontier) deliver(offset int64) (number int64) {
-	if f.head > 0 && len(f.open) == cap(f.open) {
+	if len(f.open) == cap(f.open) && f.head > len(f.open)/2 {
 		f.open = f.open[:copy(f.open, f.open[f.head:])]
 		f.first += int64(f.head)
 		f.head = 0
@@ -150,7 +150,7 @@ func (c *committer) commit(ctx context.Context, g *generation, all bool) error {
 				l := g.lane(o.Partition)
 				l.said.Store(&o.Metadata)
 				l.committed.Store(o.Offset)
-				l.saved.Store(l.offered.Load())
+				l.acknowledged()
 			}
 		}
 		err = c.refusals(offsets, refused)

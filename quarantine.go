@@ -24,8 +24,8 @@ var errDeadly = errors.New("the process has died while it handled this message a
 // A quarantine lasts from the opening of a generation in which a partition was found
 // open until the suspects of all its lanes are settled.
 type quarantine struct {
-	sealed  context.Context       //nolint:containedctx // a generation's
-	record  func(*lane) (ok bool) // commits what the lane has noted
+	sealed  context.Context   //nolint:containedctx // a generation's
+	record  func(*lane) *note // commits what the lane has noted, and returns what the brokers know of it
 	marks   func() map[engine.Partition]int64
 	orphans []*lane // of generations before
 
@@ -55,7 +55,7 @@ const (
 
 // newQuarantine returns the quarantine of a generation, nil if none of its lanes has
 // suspects.
-func newQuarantine(sealed context.Context, lanes, orphans []*lane, record func(*lane) bool, marks func() map[engine.Partition]int64) *quarantine {
+func newQuarantine(sealed context.Context, lanes, orphans []*lane, record func(*lane) *note, marks func() map[engine.Partition]int64) *quarantine {
 	q := &quarantine{
 		sealed: sealed, record: record, marks: marks, orphans: orphans,
 		gate:  semaphore.NewWeighted(everything),
@@ -78,6 +78,9 @@ func (q *quarantine) lasts() bool { return q != nil && !q.over.Load() }
 // enter waits until the hand may make an attempt with its message at offset: with others
 // that are not suspected, or alone. It reports false if the lane is sealed meanwhile.
 func (q *quarantine) enter(h *hand, offset int64) bool {
+	if h.holds != 0 { // a hook has ended the goroutine
+		q.release(h)
+	}
 	if !q.lasts() {
 		return true
 	}
@@ -92,18 +95,9 @@ func (q *quarantine) enter(h *hand, offset int64) bool {
 		}
 	}
 	for q.take(h, everything) {
-		h.noted(func(n *note) {
-			if n.alone.offset != offset {
-				n.alone = mark{offset: offset}
-			}
-			n.inFlight = true
-		})
-		if q.record(h.lane) {
+		if q.write(h, offset) {
 			return true
 		}
-		// Without the record a death would not be known.
-		h.noted(func(n *note) { n.inFlight = false })
-		q.release(h)
 		if !h.sleep(time.Second) {
 			break
 		}
@@ -111,14 +105,27 @@ func (q *quarantine) enter(h *hand, offset int64) bool {
 	return false
 }
 
+// write writes down that the hand, which is alone, begins with the message at offset. If it
+// cannot, others go on: a death would not be known.
+func (q *quarantine) write(h *hand, offset int64) (written bool) {
+	defer func() {
+		if !written { // or a hook has ended the goroutine
+			h.noted(func(n *note) { n.inFlight = -1 })
+			q.release(h)
+		}
+	}()
+	h.noted(func(n *note) { n.inFlight = offset })
+	return q.record(h.lane).inFlight == offset
+}
+
 // leave lets others go on after an attempt. What was written down of it is taken back
 // before: a death from now on is not its.
 func (q *quarantine) leave(h *hand) {
+	defer q.release(h) // also if a hook ends the goroutine
 	if h.holds == everything {
-		h.noted(func(n *note) { n.inFlight = false })
+		h.noted(func(n *note) { n.inFlight = -1 })
 		q.record(h.lane)
 	}
-	q.release(h)
 }
 
 func (q *quarantine) take(h *hand, share int64) bool {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -518,5 +519,128 @@ func TestNoQuarantineWithOwnCommits(t *testing.T) {
 		assert.Equal(t, "5#1", r.handled(orders0))
 		assert.Zero(t, r.engine.commitCount())
 		synctest.Wait()
+	})
+}
+
+// starts starts a process again and again, which dies whenever it handles one of the deadly
+// messages. It returns at which start it did not die any more.
+func starts(t *testing.T, change func(*Config), keys string, deadly []int64, on func(*rig, Message) error) int {
+	t.Helper()
+	claim := at(orders0, 0)
+	for start := 1; start <= 20; start++ {
+		dead := false
+		withRig(t, change, func(t *testing.T, r *rig) {
+			var mu sync.Mutex
+			r.on = func(ctx context.Context, msg Message) error {
+				mu.Lock()
+				if !dead && slices.Contains(deadly, msg.Offset) {
+					dead = true
+					offset, metadata, _ := strings.Cut(r.engine.said(orders0), " ")
+					claim.Metadata = strings.Replace(metadata, "o=1", "o=2", 1) // another process
+					claim.Offset, _ = strconv.ParseInt(offset, 10, 64)
+				}
+				dies := dead
+				mu.Unlock()
+				if dies {
+					<-ctx.Done()
+					return ctx.Err()
+				}
+				return on(r, msg)
+			}
+			now := claim
+			r.engine.assign(now)
+			r.engine.keyed(orders0, now.Offset, keys[now.Offset:])
+			r.after(time.Minute)
+			r.engine.lose(errLost)
+		})
+		if !dead {
+			return start
+		}
+	}
+	return 0
+}
+
+// What stands in front of a deadly message does not let its deaths be forgotten.
+func TestDeadlyMessageBehindOthers(t *testing.T) {
+	held := onOrders(func(t *Topic) { t.DeadLetter = "" }, withQueue, workers(4))
+	permanent := func(r *rig, msg Message) error {
+		r.engine.onPublish(func(context.Context, engine.Letter) error { time.Sleep(50 * time.Millisecond); return nil })
+		if msg.Offset == 0 {
+			return Permanent(errHandler)
+		}
+		return nil
+	}
+	for name, test := range map[string]struct {
+		change func(*Config)
+		deadly []int64
+		on     func(*rig, Message) error
+		most   int
+	}{
+		"one that fails": {held, []int64{1}, func(_ *rig, msg Message) error {
+			if msg.Offset == 0 {
+				return RetryAfter(errHandler, time.Hour) // what it needs is down
+			}
+			return nil
+		}, 5},
+		"one that becomes a letter":                  {onOrders(func(*Topic) {}, withQueue, workers(4)), []int64{1}, permanent, 5},
+		"one that becomes a letter, with one worker": {withQueue, []int64{1}, permanent, 5},
+		"another deadly one":                         {held, []int64{0, 1}, func(*rig, Message) error { return nil }, 9},
+	} {
+		t.Run(name, func(t *testing.T) {
+			start := starts(t, test.change, "abcd", test.deadly, test.on)
+			assert.NotZero(t, start)
+			assert.LessOrEqual(t, start, test.most)
+		})
+	}
+}
+
+// A letter that is acknowledged while a suspect of another key is written down moves the
+// frontier. The suspect is written down all the same, and crossed out before others go on.
+func TestSuspectIsWrittenDownBesideALetter(t *testing.T) {
+	change := func(cfg *Config) {
+		withQueue(cfg)
+		workers(4)(cfg)
+	}
+	withRig(t, change, func(t *testing.T, r *rig) {
+		var known atomic.Int32
+		r.on = func(_ context.Context, msg Message) error {
+			if msg.Topic == "refunds" {
+				if strings.Contains(r.engine.said(orders0), " s=") {
+					known.Add(1)
+				}
+				time.Sleep(time.Millisecond)
+			}
+			if msg.Topic == "orders" && msg.Offset == 0 {
+				return Permanent(errHandler)
+			}
+			return nil
+		}
+		r.engine.onPublish(func(context.Context, engine.Letter) error { time.Sleep(5 * time.Millisecond); return nil })
+		r.engine.answer(slow(10 * time.Millisecond))
+		r.engine.assign(found(orders0, 0, "kgroup/1 o=2"), at(refunds0, 0), found(orders1, 0, "kgroup/1 o=2"))
+		r.engine.keyed(orders0, 0, "ab")
+		synctest.Wait()
+		r.engine.keyed(refunds0, 0, "abcdefgh")
+		r.after(500 * time.Millisecond)
+		assert.Equal(t, "0#1 1#1", r.sorted(orders0), "1 need not wait")
+		assert.Zero(t, known.Load(), "refunds handled while a suspect of orders counts as alone")
+	})
+}
+
+func TestGoexitInTheCommitHookOfASuspect(t *testing.T) {
+	n := 0
+	change := func(cfg *Config) {
+		withQueue(cfg)
+		cfg.Hooks.Commit = func(map[string]map[int32]int64, error) {
+			if n++; n == 3 || n == 4 {
+				runtime.Goexit()
+			}
+		}
+	}
+	withRig(t, change, func(t *testing.T, r *rig) {
+		r.engine.assign(found(orders0, 5, "kgroup/1 o=2"))
+		r.engine.deliver(orders0, 5, 6, 7, 8, 9, 10)
+		r.after(time.Hour)
+		assert.Equal(t, "5#1 6#1 7#1 8#1 9#1 10#1", r.handled(orders0))
 	})
 }

@@ -75,7 +75,7 @@ func (a *runAhead) costs(offset int64) int {
 // deliver notes that the message at offset was handed out. Offsets come in increasing
 // order.
 func (a *runAhead) deliver(offset int64) {
-	if a.head > 0 && len(a.beyond) == cap(a.beyond) {
+	if len(a.beyond) == cap(a.beyond) && a.head > len(a.beyond)/2 {
 		a.beyond = a.beyond[:copy(a.beyond, a.beyond[a.head:])]
 		a.head = 0
 	}

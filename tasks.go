@@ -19,6 +19,7 @@ type task struct {
 
 	key   uint64 // its hash: two keys may share a line
 	keyed bool   // else it stands in no line
+	asked bool   // Topic.Key has been
 	line  *line
 	alone bool  // it is not handled in a batch with others
 	out   bool  // it is ready, or in a hand,
