@@ -31,6 +31,8 @@ type crew struct {
 	again   tasks   // ready, but not for a batch with others
 	taken   []*task // from the queue, and not in a line yet
 	filling bool    // a hand asks for their keys
+	last    int64   // the offset delivered last
+	epoch   int     // counts how often offsets have begun anew
 	settled uint64  // how many have been
 
 	waiting   int // tasks in nobody's hands
@@ -62,6 +64,7 @@ func newCrew(l *lane) *crew {
 		seed:  maphash.MakeSeed(),
 		hands: map[*hand]struct{}{},
 		lines: lines{of: map[uint64]*line{}},
+		last:  -1,
 	}
 	c.pace.start()
 	return c
@@ -340,6 +343,15 @@ func (c *crew) fill(h *hand) bool {
 	return n > 0
 }
 
+// startOver forgets what was delivered: the partition was made again, or cut off, and
+// offsets begin anew. What is in somebody's hands has no offset any more.
+func (c *crew) startOver(offset int64) {
+	c.epoch++
+	c.lane.frontier = frontier{next: offset}
+	c.lane.ahead = newRunAhead(offset, nil)
+	c.lane.settled.Store(offset)
+}
+
 // unlocked calls f without the lock. Nobody else fills meanwhile.
 func (c *crew) unlocked(f func()) {
 	c.filling = true
@@ -377,12 +389,14 @@ func (c *crew) stand(t *task, key []byte) {
 // admit delivers a task: it stands in its line.
 func (c *crew) admit(t *task) {
 	l := c.lane
-	t.number = l.frontier.deliver(t.offset)
-	l.ahead.deliver(t.offset)
-	if l.inherits && t.offset < l.start {
+	if l.inherits && t.offset < l.start || t.offset <= c.last {
 		c.unlocked(func() { l.disown(t.offset) }) // which logs
 		l.inherits = false
+		c.startOver(t.offset)
 	}
+	c.last, t.epoch = t.offset, c.epoch
+	t.number = l.frontier.deliver(t.offset)
+	l.ahead.deliver(t.offset)
 	if l.inherits {
 		past := progress{attempt: 1}
 		if l.inherit(t.offset, &past) {
@@ -464,8 +478,10 @@ func (c *crew) pass(tasks ...*task) {
 	for _, t := range tasks {
 		if t.done && !t.passed {
 			t.passed = true
-			c.lane.frontier.settleNumber(t.number)
 			c.settled++
+			if t.epoch == c.epoch {
+				c.lane.frontier.settleNumber(t.number)
+			}
 		}
 	}
 }

@@ -763,7 +763,7 @@ func TestCommitEveryMessageBeyondTheFrontier(t *testing.T) {
 		assert.Equal(t, "0#1 1#1", r.sorted(orders0))
 		r.after(time.Second)
 		assert.Equal(t, "0#1 1#1 2#1", r.sorted(orders0))
-		assert.Equal(t, "kgroup/1 o=1 r="+ranges{{1, 2}}.encode(0, maxRanges), r.engine.metadata(orders0))
+		assert.Equal(t, "kgroup/1 o=1 f=0 r="+ranges{{1, 2}}.encode(0, maxRanges), r.engine.metadata(orders0))
 	})
 }
 
@@ -852,5 +852,27 @@ func TestPaceOfAnOutageWithWorkers(t *testing.T) {
 		}
 		r.after(4900 * time.Millisecond)
 		assert.LessOrEqual(t, len(r.history.all("handle")), 8*6)
+	})
+}
+
+// A topic is made again while it is consumed, with a message of the old one at work: the new
+// messages have nothing to do with the old ones.
+func TestOffsetsBeginAnewWithWorkers(t *testing.T) {
+	withRig(t, workers(3), func(t *testing.T, r *rig) {
+		g := r.gated()
+		r.engine.assign(at(orders0, 50))
+		r.engine.keyed(orders0, 50, "abcdef")
+		g.open(51, 52, 53, 54, 55)
+		r.after(time.Second)
+		r.engine.keyed(orders0, 0, "bcdefg")
+		g.open(0, 2, 3, 4, 5)
+		r.after(2 * time.Second)
+		assert.Equal(t, "1 kgroup/1 o=1 f=1 r="+ranges{{2, 6}}.encode(1, maxRanges), r.engine.said(orders0))
+		g.open(50)
+		r.after(2 * time.Second)
+		assert.Equal(t, "1 kgroup/1 o=1 f=1 r="+ranges{{2, 6}}.encode(1, maxRanges), r.engine.said(orders0), "50 is of another topic")
+		g.open(1)
+		r.after(2 * time.Second)
+		assert.EqualValues(t, 6, r.engine.acknowledged(orders0))
 	})
 }

@@ -208,7 +208,7 @@ func TestAttemptsSurviveARebalance(t *testing.T) {
 			r.receives(orders0, 5)
 			r.after(10 * time.Second)
 			assert.Zero(t, r.drains(time.Minute, time.Minute))
-			assert.Equal(t, "kgroup/1 a=5:3", r.engine.metadata(orders0))
+			assert.Equal(t, "kgroup/1 f=5 a=5:3", r.engine.metadata(orders0))
 			r.engine.onPublish(nil)
 			r.engine.assign(next(r))
 			r.engine.deliver(orders0, 5, 6)
@@ -237,7 +237,7 @@ func TestAttemptsSurviveARebalance(t *testing.T) {
 			r.engine.deliver(orders0, 5)
 			r.after(1100 * time.Millisecond) // two attempts, and a commit
 			r.engine.lose(errLost)
-			assert.Equal(t, "kgroup/1 o=1 a=5:2", r.engine.metadata(orders0))
+			assert.Equal(t, "kgroup/1 o=1 f=5 a=5:2", r.engine.metadata(orders0))
 		})
 	})
 }
@@ -276,7 +276,7 @@ func TestNoAttemptBeginsAfterTheSeal(t *testing.T) {
 // A dead-letter topic that comes later must not take what no new version was asked for.
 func TestDeadLetterTopicThatComesLater(t *testing.T) {
 	withRig(t, withLetters, func(t *testing.T, r *rig) {
-		r.engine.assign(found(orders0, 5, "kgroup/1 a=5:40"))
+		r.engine.assign(found(orders0, 5, "kgroup/1 f=5 a=5:40"))
 		r.engine.deliver(orders0, 5)
 		synctest.Wait()
 		assert.Equal(t, "5#41", r.handled(orders0))
@@ -293,7 +293,7 @@ func TestAttemptsOfAHeldMessageSurvive(t *testing.T) {
 		r.engine.rebalance(time.Minute, time.Minute)
 		claim := at(orders0, 5)
 		claim.Metadata = r.engine.metadata(orders0)
-		assert.Equal(t, "kgroup/1 a=5:3", claim.Metadata)
+		assert.Equal(t, "kgroup/1 f=5 a=5:3", claim.Metadata)
 		r.engine.assign(claim)
 		r.engine.deliver(orders0, 5)
 		synctest.Wait()
@@ -562,6 +562,6 @@ func TestRetryAfterIsWaitedFor(t *testing.T) {
 		r.after(2 * time.Minute)
 		assert.Equal(t, "5#1 5#2", r.handled(orders0))
 		assert.Zero(t, r.drains(time.Minute, time.Minute))
-		assert.Equal(t, "kgroup/1 a=5:2", r.engine.metadata(orders0))
+		assert.Equal(t, "kgroup/1 f=5 a=5:2", r.engine.metadata(orders0))
 	})
 }

@@ -109,6 +109,9 @@ func (e envelope) encode(at int64) string {
 	if e.suspects > 0 {
 		b = fmt.Appendf(b, " q=%d", e.suspects)
 	}
+	if len(e.tried)+len(e.alone)+len(e.settled) > 0 {
+		b = fmt.Appendf(b, " f=%d", at)
+	}
 	if tried := e.tried.encode(maxTried); tried != "" {
 		b = append(append(b, " a="...), tried...)
 	}
@@ -154,14 +157,19 @@ func parseEnvelope(metadata string, at int64) (envelope, error) {
 		return envelope{}, fmt.Errorf("metadata of another client: %.60q", metadata)
 	}
 	var e envelope
+	elsewhere := false
 	for _, field := range fields[1:] {
 		key, value, ok := strings.Cut(field, "=")
 		if ok {
 			ok = e.set(key, value, at)
+			elsewhere = elsewhere || key == "f" && value != strconv.FormatInt(at, 10)
 		}
 		if !ok {
 			return envelope{}, fmt.Errorf("damaged metadata: %.60q", metadata)
 		}
+	}
+	if elsewhere { // moved by a tool, as MirrorMaker does: what it says of messages is said of others
+		e.tried, e.alone, e.settled = nil, nil, nil
 	}
 	return e, nil
 }
@@ -289,10 +297,10 @@ func (l *lane) metadata(n *note, settled int64, releases bool) string {
 	return e.encode(settled)
 }
 
-// disown forgets what owners before have said: the committed offset is out of range after
-// all, and the message at offset, which is the lane's first, is another one.
+// disown forgets what was said of messages: the partition was made again, or has lost its end,
+// and has others.
 func (l *lane) disown(offset int64) {
-	l.log.Warn("committed metadata ignored: the partition has no such offset any more", "committed", l.start, "offset", offset)
+	l.log.Warn("offsets begin anew: what was known of single messages is forgotten", "committed", l.start, "offset", offset)
 	l.noted(func(n *note) { n.tried, n.alone, n.settled = nil, nil, nil })
 }
 

@@ -52,6 +52,9 @@ func TestEnvelope(t *testing.T) {
 		{metadata: "kgroup/1 a=45:1,42:3", failure: "damaged"},
 		{metadata: "kgroup/1 s=42:-1", failure: "damaged"},
 		{metadata: "kgroup/1 s=42:1,43:1", want: envelope{alone: marks{{42, 1}, {43, 1}}}},
+		{metadata: "kgroup/1 o=1 f=42 a=42:2", want: envelope{opened: "1", tried: marks{{42, 2}}}},
+		{metadata: "kgroup/1 o=1 f=41 a=42:2 s=42:1 r=AAIA", failure: "damaged"},
+		{metadata: "kgroup/1 o=1 f=41 a=42:2 s=42:1 r=AAED", want: envelope{opened: "1"}}, // moved by a tool
 		{metadata: "kgroup/1 s=43:1,42:1", failure: "damaged"},
 		{metadata: "kgroup/1 n=3 r=", failure: "damaged"},
 		{metadata: "kgroup/1 n=3 r=AAIA", failure: "damaged"},
@@ -86,7 +89,7 @@ func TestEnvelopeFits(t *testing.T) {
 	}
 	metadata := e.encode(at)
 	assert.LessOrEqual(t, len(metadata), maxMetadata)
-	most := len(envelopeVersion) + 6*len(" x=") + 2*len(fmt.Sprint(math.MaxInt32)) + maxOpener + maxTried + maxAlone + maxRanges
+	most := len(envelopeVersion) + 7*len(" x=") + len(fmt.Sprint(int64(at))) + 2*len(fmt.Sprint(math.MaxInt32)) + maxOpener + maxTried + maxAlone + maxRanges
 	assert.LessOrEqual(t, most, maxMetadata)
 	assert.InDelta(t, most, len(metadata), 40, "the lists are cut where an entry ends")
 
@@ -162,8 +165,8 @@ func TestSettledByOwnersBefore(t *testing.T) {
 		change func(*Config)
 		said   []string
 	}{
-		"intervals":     {nil, []string{"48 kgroup/1 o=1 r=" + beyond.from(48).encode(48, maxRanges), "53 kgroup/1 o=1"}},
-		"every message": {committing(CommitEveryMessage), []string{"48 kgroup/1 o=1 r=" + beyond.from(48).encode(48, maxRanges), "53 kgroup/1 o=1"}},
+		"intervals":     {nil, []string{"48 kgroup/1 o=1 f=48 r=" + beyond.from(48).encode(48, maxRanges), "53 kgroup/1 o=1"}},
+		"every message": {committing(CommitEveryMessage), []string{"48 kgroup/1 o=1 f=48 r=" + beyond.from(48).encode(48, maxRanges), "53 kgroup/1 o=1"}},
 		"own commits":   {committing(-1), []string{"0 ", "0 "}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -228,18 +231,18 @@ func TestMetadataIsCarriedOn(t *testing.T) {
 
 		r.engine.assign(found(orders0, 42, beyond42(envelope{tried: marks{{44, 1}, {46, 1}, {60, 2}}})))
 		ends()
-		assert.Equal(t, "42 kgroup/1 a=44:1,60:2"+settled, r.engine.said(orders0), "without a message; 46 is settled")
+		assert.Equal(t, "42 kgroup/1 f=42 a=44:1,60:2"+settled, r.engine.said(orders0), "without a message; 46 is settled")
 		next(42, 43)
 		ends()
-		assert.Equal(t, "42 kgroup/1 a=42:1,44:1,60:2"+settled, r.engine.said(orders0))
+		assert.Equal(t, "42 kgroup/1 f=42 a=42:1,44:1,60:2"+settled, r.engine.said(orders0))
 		next(42, 43, 44)
 		ends()
-		assert.Equal(t, "42 kgroup/1 a=42:2,44:1,60:2"+settled, r.engine.said(orders0))
+		assert.Equal(t, "42 kgroup/1 f=42 a=42:2,44:1,60:2"+settled, r.engine.said(orders0))
 		r.engine.lose(errLost)
 		next(42, 43, 44, 45) // the third attempt, then a letter; and the second one of 44
 		ends()
 		assert.Equal(t, []string{"orders.dlq/0=42"}, r.engine.written())
-		assert.Equal(t, "44 kgroup/1 a=44:2,60:2 r="+beyond.from(45).encode(44, maxRanges), r.engine.said(orders0))
+		assert.Equal(t, "44 kgroup/1 f=44 a=44:2,60:2 r="+beyond.from(45).encode(44, maxRanges), r.engine.said(orders0))
 		r.on = nil
 		next(44, 45, 46, 47, 48, 49, 51, 52, 60, 61)
 		assert.Equal(t, "42#1 42#2 42#3 44#2 44#3 48#1 52#1 60#3 61#1", r.handled(orders0))
@@ -268,8 +271,11 @@ func TestMetadataOfOtherMessages(t *testing.T) {
 				r.after(2 * time.Second)
 				assert.Equal(t, test.handled, r.handled(orders0))
 				assert.NotContains(t, r.engine.said(orders0), " a=")
-				if strings.Contains(name, "damaged") || strings.Contains(name, "back") {
+				switch {
+				case strings.Contains(name, "damaged"):
 					assert.Len(t, r.logs.with("level=WARN", "committed metadata ignored"), 1)
+				case strings.Contains(name, "back"):
+					assert.Len(t, r.logs.with("level=WARN", "offsets begin anew"), 1)
 				}
 				if !strings.Contains(name, "there") {
 					assert.Equal(t, "46 kgroup/1 o=1", r.engine.said(orders0))
@@ -291,7 +297,7 @@ func TestSettledMessagesAreNoSuspects(t *testing.T) {
 		r.engine.deliver(orders0, 42, 43, 44, 45, 46, 47, 48, 49, 51, 52, 53)
 		r.after(2 * time.Second)
 		assert.Equal(t, "42#1 44#1 48#1 52#1 53#1", r.handled(orders0))
-		assert.Equal(t, "52 kgroup/1 o=1 q=1 s=52:1", said[52], "the fourth of four")
+		assert.Equal(t, "52 kgroup/1 o=1 q=1 f=52 s=52:1", said[52], "the fourth of four")
 		assert.NotContains(t, said[53], "s=")
 	})
 }

@@ -104,7 +104,7 @@ func TestSuspectsAreHandledAlone(t *testing.T) {
 				assert.EqualValues(t, 1, n)
 				assert.EqualValues(t, 1, running.Load())
 				p := engine.Partition{Topic: msg.Topic, Number: msg.Partition}
-				assert.Equal(t, fmt.Sprintf("%d kgroup/1 o=1 q=%d s=%[1]d:1", msg.Offset, 9-msg.Offset), r.engine.said(p))
+				assert.Equal(t, fmt.Sprintf("%d kgroup/1 o=1 q=%d f=%[1]d s=%[1]d:1", msg.Offset, 9-msg.Offset), r.engine.said(p))
 			}
 			return nil
 		}
@@ -353,7 +353,7 @@ func TestDeadlyMessageIsHeld(t *testing.T) {
 		require.Len(t, r.history.all("blocked orders/0@5", "process has died", "3 times"), 1)
 		require.ErrorContains(t, r.consumer.Health().Err(), "died")
 		assert.Zero(t, r.drains(time.Minute, time.Minute))
-		assert.Equal(t, "kgroup/1 s=5:3", r.engine.metadata(orders0))
+		assert.Equal(t, "kgroup/1 f=5 s=5:3", r.engine.metadata(orders0))
 	})
 	withRig(t, attempts(4), func(t *testing.T, r *rig) {
 		r.engine.assign(found(orders0, 5, "kgroup/1 s=5:3"))
@@ -376,7 +376,7 @@ func TestDrainDuringAQuarantine(t *testing.T) {
 		both := []string{r.engine.said(orders0), r.engine.said(orders1)}
 		assert.Contains(t, [][]string{
 			{"6 kgroup/1 q=3", "0 kgroup/1 q=4"},
-			{"5 kgroup/1 q=4 s=5:2", "1 kgroup/1 q=3"},
+			{"5 kgroup/1 q=4 f=5 s=5:2", "1 kgroup/1 q=3"},
 		}, both)
 	})
 }
@@ -388,9 +388,9 @@ func TestOrphanOfAQuarantineIsNoDeath(t *testing.T) {
 		r.engine.assign(found(orders0, 5, "kgroup/1 o=2 q=4 s=5:2"))
 		r.engine.deliver(orders0, 5)
 		synctest.Wait()
-		assert.Equal(t, "5 kgroup/1 o=1 q=4 s=5:3", r.engine.said(orders0))
+		assert.Equal(t, "5 kgroup/1 o=1 q=4 f=5 s=5:3", r.engine.said(orders0))
 		r.engine.rebalance(time.Second, 2*time.Second)
-		assert.Equal(t, "5 kgroup/1 q=4 s=5:2", r.engine.said(orders0))
+		assert.Equal(t, "5 kgroup/1 q=4 f=5 s=5:2", r.engine.said(orders0))
 		gate.open()
 	})
 }
@@ -405,7 +405,7 @@ func TestSuspectInABackoff(t *testing.T) {
 		r.after(time.Second)
 		assert.Equal(t, "5#1", r.handled(orders0))
 		assert.Equal(t, "0#1 1#1", r.handled(refunds0))
-		assert.Equal(t, "5 kgroup/1 o=1 q=4 a=5:1", r.engine.said(orders0), "it is not in anybody's hands now")
+		assert.Equal(t, "5 kgroup/1 o=1 q=4 f=5 a=5:1", r.engine.said(orders0), "it is not in anybody's hands now")
 	})
 }
 
