@@ -12,7 +12,7 @@ import (
 type task struct {
 	record engine.Record
 	offset int64
-	number int64     // of its delivery, among those of its epoch
+	number int64 // of its delivery, among those of its epoch
 	epoch  int
 	past   *progress // what is known of earlier attempts; nil: nothing
 	done   bool      // its hand says that it is settled,
