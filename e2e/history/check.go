@@ -30,7 +30,10 @@ const (
 	// Repeated: an attempt begins, in any member, after an attempt of the same
 	// message has returned nil, or it has become a dead letter. It is excused by a
 	// Killed, SessionLost or Outlived of the member that had settled it, if that came
-	// before the repeat and no acknowledged commit had passed the message.
+	// before the repeat and no acknowledged commit had passed the message. A Killed does
+	// not excuse it either if that member has had two commits of the partition acknowledged
+	// after it had settled the message: the second was made up after the first, and tells
+	// what is settled beyond its offset.
 	Repeated Verdict = "repeated"
 
 	// TwoLetters: there is more than one dead letter of a message. Excused by a
@@ -48,7 +51,8 @@ const (
 	// broken is order when excused repeats go backwards, when one member
 	// handles two messages of one order, or one message twice, at once, and when the
 	// dead letters of one order do not lie in it, or those of one key not in one
-	// partition.
+	// partition. Messages of one batch are handled together, and overtake each other when
+	// they do not lie in it as they do in the partition, of which it has only one.
 	OrderBroken Verdict = "order broken"
 
 	// TwoOwners: attempts on one partition by two members overlap in time.
@@ -75,6 +79,10 @@ type Rules struct {
 	// Workers is Topic.Workers by topic. With more than one, order is promised per
 	// key; a message without a key has none.
 	Workers map[string]int
+
+	// Quiet: whoever was killed had settled nothing since its last commit. Then nothing
+	// excuses a repeat.
+	Quiet bool
 
 	// AllHandled: by the end everything should have been handled.
 	AllHandled bool
@@ -107,6 +115,7 @@ func Check(events []Event, rules Rules) Report {
 		c.checkEnd(l)
 		c.checkRepeats(l)
 		c.checkOrder(l)
+		c.checkBatches(l)
 		c.checkOwners(l)
 		c.checkLetters(l)
 		c.checkLetterOrder(l)
@@ -162,6 +171,11 @@ var never = Event{At: math.MaxInt64}
 
 func (a *attempt) nil() bool { return a.end.Kind == End && a.end.Err == "" }
 
+// with reports whether the two are of one batch.
+func (a *attempt) with(b *attempt) bool {
+	return a.begin.Batch != 0 && a.begin.Batch == b.begin.Batch && a.begin.Member == b.begin.Member
+}
+
 // An excuse is a time in which a member may have repeated or overlapped.
 type excuse struct {
 	member   string
@@ -188,6 +202,7 @@ func (c *checker) read() {
 		id     uint64
 	}
 	open := map[attemptID]*attempt{}
+	batches := map[attemptID]laneID{}
 	lost := map[string]int{} // by member, the index of the excuse that goes on
 	for _, e := range c.events {
 		switch e.Kind {
@@ -198,6 +213,14 @@ func (c *checker) read() {
 			l.owedFrom = max(l.owedFrom, e.Offset)
 		case Begin:
 			id := attemptID{e.Member, e.Attempt}
+			if e.Batch != 0 {
+				of := attemptID{e.Member, e.Batch}
+				if first, ok := batches[of]; ok && first != c.lane(e).laneID {
+					c.add(OrderBroken, false, e.Offset, e, "it is in a batch with messages of %s/%d", first.topic, first.partition)
+				} else {
+					batches[of] = c.lane(e).laneID
+				}
+			}
 			if open[id] != nil {
 				c.malformed(e, "its attempt had begun before and has not ended; was the member started again without a Killed?")
 			}
@@ -381,6 +404,10 @@ func (c *checker) repeats(l *lane) []repeat {
 			case cause == "":
 			case passed > b.begin.Offset:
 				r.why = fmt.Sprintf("; %s was %s, but the commit of %d had been acknowledged", a.begin.Member, cause, passed)
+			case cause == Killed && c.saved(l, a):
+				r.why = fmt.Sprintf("; %s was %s, but two of its commits had been acknowledged since", a.begin.Member, cause)
+			case c.rules.Quiet:
+				r.why = fmt.Sprintf("; %s was %s, but it had settled nothing since its last commit", a.begin.Member, cause)
 			default:
 				r.excused, r.why = true, fmt.Sprintf("; excused: %s was %s", a.begin.Member, cause)
 			}
@@ -393,6 +420,25 @@ func (c *checker) repeats(l *lane) []repeat {
 		}
 	}
 	return repeats
+}
+
+// settling is how long it may take from the end of an attempt until the member has
+// settled the message, should the machine be busy.
+const settling = 500 * time.Millisecond
+
+// saved reports whether what the attempt has settled is in a commit that was acknowledged
+// before its member was killed, because it was made up later.
+func (c *checker) saved(l *lane, a *attempt) bool {
+	killed := slices.IndexFunc(c.excuses, func(e excuse) bool {
+		return e.cause == Killed && e.member == a.begin.Member && e.from >= a.end.At
+	})
+	n := 0
+	for _, e := range l.commits {
+		if e.Kind == Committed && e.Member == a.begin.Member && e.At >= a.end.At+int64(settling) && e.At <= c.excuses[killed].from {
+			n++
+		}
+	}
+	return n >= 2
 }
 
 // highest returns a function that gives the highest committed offset up to a time. It must be asked in the order of time.
@@ -464,22 +510,58 @@ func (l *lane) orders(byKey bool) [][]*attempt {
 }
 
 // checkOvertaken judges each attempted offset when the first attempt of a later one
-// begins: it must be settled by then.
+// begins that is not in one batch with it: it must be settled by then.
 func (c *checker) checkOvertaken(l *lane, attempts []*attempt) {
 	var offsets []int64
+	var together []int64 // begun together with later ones, and not judged yet
 	for _, a := range attempts {
 		offsets = append(offsets, a.begin.Offset)
 	}
 	slices.Sort(offsets)
 	offsets = slices.Compact(offsets)
+	last := map[int64]*attempt{} // by offset
 	for _, b := range attempts {
-		before, _ := slices.BinarySearch(offsets, b.begin.Offset)
-		for _, o := range offsets[:before] {
+		judge := func(o int64) {
 			if s, ok := l.settled[o]; !ok || !c.precedes(s, b.begin) {
 				c.add(OrderBroken, c.excuseOf(l, b, b) != "", o, b.begin, "%s begins %d while it is not settled", b.begin.Member, b.begin.Offset)
 			}
 		}
+		last[b.begin.Offset] = b
+		together = slices.DeleteFunc(together, func(o int64) bool {
+			if o >= b.begin.Offset || last[o].with(b) {
+				return false
+			}
+			judge(o)
+			return true
+		})
+		before, _ := slices.BinarySearch(offsets, b.begin.Offset)
+		for _, o := range offsets[:before] {
+			if a := last[o]; a != nil && a.with(b) {
+				together = append(together, o)
+			} else {
+				judge(o)
+			}
+		}
 		offsets = offsets[before:]
+	}
+}
+
+// checkBatches holds batches against the partition.
+func (c *checker) checkBatches(l *lane) {
+	type batch struct {
+		member string
+		number uint64
+	}
+	last := map[batch]*attempt{}
+	for _, b := range l.attempts {
+		of := batch{b.begin.Member, b.begin.Batch}
+		if of.number == 0 {
+			continue
+		}
+		if a := last[of]; a != nil && a.begin.Offset >= b.begin.Offset {
+			c.add(OrderBroken, false, b.begin.Offset, b.begin, "it comes after %d in a batch", a.begin.Offset)
+		}
+		last[of] = b
 	}
 }
 
@@ -505,7 +587,7 @@ func (c *checker) checkAtOnce(l *lane, attempts []*attempt) {
 		if a == nil || b.end.At > a.end.At {
 			last[b.begin.Member] = b
 		}
-		if a == nil || a.end.At <= b.begin.At {
+		if a == nil || a.end.At <= b.begin.At || a.with(b) {
 			continue
 		}
 		low, high := a, b

@@ -15,7 +15,9 @@ type script struct {
 	events   []Event
 	attempts map[string]uint64 // open ones by member and offset
 	last     uint64
+	batches  uint64
 	letters  int64
+	waited   time.Duration
 	keys     map[int64]string
 }
 
@@ -26,7 +28,7 @@ func write(f func(s *script)) []Event {
 }
 
 func (s *script) add(e Event) {
-	e.At = int64(len(s.events)+1) * int64(time.Millisecond)
+	e.At = int64(len(s.events)+1)*int64(time.Millisecond) + int64(s.waited)
 	if e.Kind != Killed && e.Kind != SessionLost && e.Kind != SessionBack {
 		e.Topic = "t"
 	}
@@ -47,6 +49,15 @@ func (s *script) begin(member string, offset int64) {
 		e.Key = []byte(key)
 	}
 	s.add(e)
+}
+
+// batch begins an attempt with several messages.
+func (s *script) batch(member string, offsets ...int64) {
+	s.batches++
+	for _, o := range offsets {
+		s.begin(member, o)
+		s.events[len(s.events)-1].Batch = s.batches
+	}
 }
 
 func (s *script) end(member string, offset int64, err string) {
@@ -94,6 +105,9 @@ func (s *script) letter(offset int64, in int32) {
 	s.letters++
 	s.add(e)
 }
+
+// wait lets more time pass than anybody needs to settle what is handled.
+func (s *script) wait() { s.waited += settling }
 
 func (s *script) tell(kind Kind, member string) { s.add(Event{Kind: kind, Member: member}) }
 
@@ -294,6 +308,45 @@ func TestCheck(t *testing.T) {
 			s.ok("a", 2)
 			s.commit("a", 4)
 		}, nil, nil},
+		{"batches: settled together, retried together, and the bad one alone", all, func(s *script) {
+			s.produced(0, 1, 2, 3)
+			s.batch("a", 0, 1, 2)
+			for o := range int64(3) {
+				s.end("a", o, "no")
+			}
+			s.batch("a", 0, 1, 2)
+			s.end("a", 0, "no")
+			s.end("a", 1, "")
+			s.end("a", 2, "")
+			s.fail("a", 0)
+			s.batch("a", 0)
+			s.end("a", 0, "")
+			s.batch("a", 3)
+			s.end("a", 3, "")
+			s.commit("a", 4)
+			s.final(4)
+		}, nil, nil},
+		{"batches side by side", keys, func(s *script) {
+			s.produced(0, 1, 2, 3)
+			s.keys = map[int64]string{0: "x", 1: "y", 2: "x", 3: "y"}
+			s.batch("a", 0, 2)
+			s.batch("a", 1, 3)
+			for _, o := range []int64{1, 3, 0, 2} {
+				s.end("a", o, "")
+			}
+		}, nil, nil},
+		{"crash: settled beyond the frontier between two commits", keys, func(s *script) {
+			s.produced(0, 1)
+			s.begin("a", 0)
+			s.commit("a", 0)
+			s.ok("a", 1)
+			s.wait()
+			s.commit("a", 0) // may have been made up before
+			s.tell(Killed, "a")
+			s.ok("b", 0, 1)
+			s.commit("b", 2)
+			s.tell(Killed, "a") // it had been started again
+		}, nil, []string{"repeated 1"}},
 		{"nothing more is asked of an unfinished history", Rules{}, func(s *script) {
 			s.produced(0, 1, 2)
 			s.ok("a", 0)
@@ -454,6 +507,66 @@ func TestCheck(t *testing.T) {
 			s.begin("a", 0)
 			s.fail("a", 0)
 		}, []string{"order broken 0"}, nil},
+		{"order: a batch goes ahead of what has failed in another one", Rules{}, func(s *script) {
+			s.produced(0, 1, 2)
+			s.batch("a", 0, 1)
+			s.end("a", 0, "no")
+			s.end("a", 1, "")
+			s.batch("a", 2)
+			s.end("a", 2, "")
+			s.ok("a", 0)
+		}, []string{"order broken 0"}, nil},
+		{"order: batches side by side", Rules{}, func(s *script) {
+			s.produced(0, 1, 2)
+			s.batch("a", 0, 1)
+			s.batch("a", 2)
+			for o := range int64(3) {
+				s.end("a", o, "")
+			}
+		}, []string{"order broken 0", "order broken 1"}, nil},
+		{"order: batches of two members", Rules{}, func(s *script) { // with the same number
+			s.produced(0, 1)
+			s.batch("a", 0)
+			s.batches--
+			s.batch("b", 1)
+			s.end("a", 0, "no")
+			s.end("b", 1, "no")
+		}, []string{"order broken 0", "two owners 1"}, nil},
+		{"order in a batch", keys, func(s *script) {
+			s.produced(0, 1)
+			s.batch("a", 1, 0)
+			s.end("a", 0, "")
+			s.end("a", 1, "")
+		}, []string{"order broken 0"}, nil},
+		{"order: one message twice in a batch", keys, func(s *script) {
+			s.produced(0)
+			s.batch("a", 0, 0)
+			s.end("a", 0, "no")
+		}, []string{"order broken 0"}, nil},
+		{"order: a batch of two partitions", keys, func(s *script) {
+			s.produced(0, 1)
+			s.batch("a", 0, 1)
+			s.events[len(s.events)-1].Partition = 1
+			s.events[1].Partition = 1
+		}, []string{"order broken 1"}, nil},
+		{"repeated after a crash although two commits were acknowledged since", keys, func(s *script) {
+			s.produced(0, 1, 2, 3)
+			s.begin("a", 0)
+			s.ok("a", 1)
+			s.wait()
+			s.commit("a", 0)
+			s.ok("a", 2)
+			s.commit("a", 0)
+			s.tell(Killed, "a")
+			s.ok("b", 0, 1, 2)
+		}, []string{"repeated 1"}, []string{"repeated 2"}},
+		{"repeated after a crash although nothing was going on", Rules{Quiet: true}, func(s *script) {
+			s.produced(0, 1)
+			s.ok("a", 0)
+			s.begin("a", 1)
+			s.tell(Killed, "a")
+			s.ok("b", 0, 1)
+		}, []string{"repeated 0"}, nil},
 		{"two owners", Rules{}, func(s *script) {
 			s.produced(0)
 			s.begin("a", 0)

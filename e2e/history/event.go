@@ -63,6 +63,7 @@ type Event struct {
 	Offset    int64  `json:"offset,omitempty"`
 	Key       []byte `json:"key"`               // nil: the record has none
 	Attempt   uint64 `json:"attempt,omitempty"` // pairs Begin and End of a member
+	Batch     uint64 `json:"batch,omitempty"`   // of Begin: those of a member with one number are one call
 	Err       string `json:"err,omitempty"`     // of End; empty: the handler returned nil
 	Place     *Place `json:"place,omitempty"`   // of Letter
 }
@@ -89,6 +90,8 @@ func (e Event) String() string {
 		fmt.Fprintf(&b, ": %s", e.Err)
 	case e.Place != nil:
 		fmt.Fprintf(&b, ": %s", e.Place)
+	case e.Batch != 0:
+		fmt.Fprintf(&b, " in batch %d", e.Batch)
 	}
 	return b.String()
 }
@@ -103,6 +106,7 @@ type Log struct {
 	events   []Event
 	file     *os.File // nil: events are kept in memory
 	attempts uint64
+	batches  uint64
 }
 
 // New returns a log in memory.
@@ -185,17 +189,42 @@ type Attempt struct {
 func (l *Log) Begin(member, topic string, partition int32, offset int64, key []byte) Attempt {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.begin(Event{Member: member, Topic: topic, Partition: partition, Offset: offset, Key: key})
+}
+
+func (l *Log) begin(e Event) Attempt {
 	l.attempts++
-	e := Event{Kind: Begin, Member: member, Topic: topic, Partition: partition, Offset: offset, Key: key, Attempt: l.attempts}
+	e.Kind, e.Attempt = Begin, l.attempts
 	l.addLocked(e)
 	return Attempt{log: l, event: e}
+}
+
+// A Message is one of a batch.
+type Message struct {
+	Topic     string
+	Partition int32
+	Offset    int64
+	Key       []byte
+}
+
+// BeginBatch tells that a member's handler has been called for several messages at once,
+// as they are given to it. Each of them has an attempt, and an end.
+func (l *Log) BeginBatch(member string, msgs []Message) []Attempt {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.batches++
+	attempts := make([]Attempt, len(msgs))
+	for i, m := range msgs {
+		attempts[i] = l.begin(Event{Member: member, Topic: m.Topic, Partition: m.Partition, Offset: m.Offset, Key: m.Key, Batch: l.batches})
+	}
+	return attempts
 }
 
 // End tells what the handler is about to return. It must be the last thing that
 // the handler does: then what seems to overlap really did.
 func (a Attempt) End(err error) {
 	e := a.event
-	e.Kind = End
+	e.Kind, e.Batch = End, 0
 	if err != nil {
 		// An error without text is an error all the same.
 		e.Err = cmp.Or(err.Error(), "error")

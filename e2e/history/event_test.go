@@ -39,6 +39,9 @@ func record(l *Log) {
 	l.NotOwed("t", 1, 1)
 	l.Begin("a", "t", 1, 2, []byte("")).End(errors.New("no"))
 	_ = l.Handle("a", "t", 1, 2, nil, func() error { return nil })
+	for _, a := range l.BeginBatch("a", []Message{{"t", 1, 2, nil}, {"t", 1, 5, []byte("k")}}) {
+		a.End(nil)
+	}
 	l.Bad("t", 1, 2)
 	l.Blocked("a", "t", 1, 2)
 	l.DeadLettered("a", "t", 1, 2)
@@ -58,6 +61,10 @@ var recorded = []Event{
 	{Kind: End, Member: "a", Topic: "t", Partition: 1, Offset: 2, Key: []byte(""), Attempt: 1, Err: "no"},
 	{Kind: Begin, Member: "a", Topic: "t", Partition: 1, Offset: 2, Attempt: 2},
 	{Kind: End, Member: "a", Topic: "t", Partition: 1, Offset: 2, Attempt: 2},
+	{Kind: Begin, Member: "a", Topic: "t", Partition: 1, Offset: 2, Attempt: 3, Batch: 1},
+	{Kind: Begin, Member: "a", Topic: "t", Partition: 1, Offset: 5, Key: []byte("k"), Attempt: 4, Batch: 1},
+	{Kind: End, Member: "a", Topic: "t", Partition: 1, Offset: 2, Attempt: 3},
+	{Kind: End, Member: "a", Topic: "t", Partition: 1, Offset: 5, Key: []byte("k"), Attempt: 4},
 	{Kind: Bad, Topic: "t", Partition: 1, Offset: 2},
 	{Kind: Blocked, Member: "a", Topic: "t", Partition: 1, Offset: 2},
 	{Kind: DeadLettered, Member: "a", Topic: "t", Partition: 1, Offset: 2},
