@@ -50,6 +50,7 @@ type env struct {
 	topics     int
 	letters    []string // dead-letter topics
 	badEvery   int64    // one in so many records is bad; zero: none is
+	keys       int64    // of a partition, and now and then none; zero: seven, in turns
 }
 
 func newEnv(t *testing.T, s scenario, b brokers, mode kgroup.Mode) *env {
@@ -68,7 +69,7 @@ func newEnv(t *testing.T, s scenario, b brokers, mode kgroup.Mode) *env {
 		brokers:    b,
 		full:       full(),
 		history:    history.New(),
-		rules:      history.Rules{AllHandled: true, AllCommitted: true},
+		rules:      history.Rules{Workers: map[string]int{}, AllHandled: true, AllCommitted: true},
 		random:     newRandom(t.Name()),
 		partitions: map[string]int32{},
 		ends:       kafka.Offsets{},
@@ -136,12 +137,24 @@ func (e *env) records(topic string, n int) []*kgo.Record {
 		if n >= int(e.partitions[topic]) {
 			p = int32(i) % e.partitions[topic]
 		}
-		rs[i] = &kgo.Record{Topic: topic, Partition: p, Key: fmt.Appendf(nil, "key-%d-%d", p, i%7), Value: fmt.Appendf(nil, "value %d", i)}
+		rs[i] = &kgo.Record{Topic: topic, Partition: p, Key: e.key(p, i), Value: fmt.Appendf(nil, "value %d", i)}
 		if e.badEvery > 0 && e.random.below(e.badEvery) == 0 {
 			rs[i].Value = []byte(bad)
 		}
 	}
 	return rs
+}
+
+// key is that of the record of that number.
+func (e *env) key(p int32, i int) []byte {
+	of := int64(i % 7)
+	if e.keys > 0 {
+		if e.random.below(20) == 0 {
+			return nil
+		}
+		of = e.random.below(e.keys)
+	}
+	return fmt.Appendf(nil, "key-%d-%d", p, of)
 }
 
 // produce writes n records to a topic, the same number to each partition.
@@ -302,7 +315,7 @@ func (e *env) state() string {
 	group, err := e.admin.DescribeGroup(ctx, e.group)
 	committed, err2 := e.admin.CommittedOffsets(ctx, e.group)
 	fmt.Fprintf(&b, "group: %+v %v\ncommitted: %v %v\n", group, err, committed, err2)
-	report := history.Check(e.history.Events(), history.Rules{})
+	report := history.Check(e.history.Events(), history.Rules{Workers: e.rules.Workers})
 	fmt.Fprintf(&b, "history: %s", report)
 	return b.String()
 }

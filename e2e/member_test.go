@@ -60,6 +60,9 @@ func (e *env) start(name string, topics kgroup.Topics, change ...func(*kgroup.Co
 	for _, f := range change {
 		f(&cfg)
 	}
+	for topic, t := range cfg.Topics {
+		e.rules.Workers[topic] = max(e.rules.Workers[topic], t.Workers)
+	}
 	m := &member{e: e, name: name, limit: cfg.ShutdownTimeout, done: make(chan struct{})}
 	record(&cfg, e.history, name, &m.settled)
 	completed := cfg.Hooks.RebalanceCompleted
@@ -111,6 +114,11 @@ func memberConfig(addrs []string, group, name string, topics kgroup.Topics, mode
 // record has a member's attempts, commits and dead letters told to a history.
 func record(cfg *kgroup.Config, log *history.Log, name string, settled *atomic.Int64) {
 	for topic, t := range cfg.Topics {
+		if t.Batch.Handler != nil {
+			t.Batch.Handler = recordBatches(t.Batch.Handler, log, name, settled)
+			cfg.Topics[topic] = t
+			continue
+		}
 		h := t.Handler
 		if _, ok := h.(interface{ unrecorded() }); ok {
 			continue
@@ -133,6 +141,32 @@ func record(cfg *kgroup.Config, log *history.Log, name string, settled *atomic.I
 		DeadLetter: func(err *kgroup.HandlerError) { log.DeadLettered(name, err.Topic, err.Partition, err.Offset) },
 		Blocked:    func(err *kgroup.HandlerError) { log.Blocked(name, err.Topic, err.Partition, err.Offset) },
 	}, cfg.Hooks)
+}
+
+// recordBatches has each attempt with a batch told: that of each of its messages.
+func recordBatches(h kgroup.BatchHandler, log *history.Log, name string, settled *atomic.Int64) kgroup.BatchHandler {
+	return kgroup.BatchHandlerFunc(func(ctx context.Context, msgs []kgroup.Message) (err error) {
+		batch := make([]history.Message, len(msgs))
+		for i, m := range msgs {
+			batch[i] = history.Message{Topic: m.Topic, Partition: m.Partition, Offset: m.Offset, Key: m.Key}
+		}
+		attempts := log.BeginBatch(name, batch)
+		err = errors.New("panic")
+		defer func() {
+			failed := (*kgroup.BatchError)(nil)
+			for i, a := range attempts {
+				of := err
+				if errors.As(err, &failed) {
+					of = failed.Failed[i]
+				}
+				if of == nil {
+					settled.Add(1)
+				}
+				a.End(of)
+			}
+		}()
+		return h.HandleBatch(ctx, msgs)
+	})
 }
 
 // ready waits for the member's first assignment.
@@ -221,10 +255,18 @@ type childSpec struct {
 	Mode                        kgroup.Mode
 	Session                     time.Duration
 	DeadLetter                  string // empty: there is no such topic
+	Crew                        crew
+	Slow                        time.Duration // how long it is at work on a slow message
 }
+
+// by has a child handle its messages so.
+func by(c crew) func(*childSpec) { return func(s *childSpec) { s.Crew = c } }
 
 // deadly is the value of a message that ends a child.
 const deadly = bad + ", and deadly"
+
+// slow is the value of a message that takes its time.
+const slow = "slow"
 
 // deaths is after how many of them a message is deadly: a child's MaxAttempts.
 const deaths = 3
@@ -236,6 +278,7 @@ func (e *env) startChild(name, topic string, change ...func(*childSpec)) *child 
 	for _, f := range change {
 		f(&spec)
 	}
+	e.rules.Workers[topic] = max(e.rules.Workers[topic], spec.Crew.Workers)
 	text, err := json.Marshal(spec)
 	require.NoError(e.t, err)
 	cmd := exec.Command(os.Args[0]) //nolint:noctx // ended by the scenario, or with its standard input
@@ -336,17 +379,21 @@ func runChild(text string) int {
 		panic(err)
 	}
 	var settled atomic.Int64
-	usual := uneven(newRandom(spec.Name))
-	cfg := memberConfig(spec.Brokers, spec.Group, spec.Name, kgroup.Topics{spec.Topic: {
-		Handler: kgroup.HandlerFunc(func(ctx context.Context, msg kgroup.Message) error {
-			if string(msg.Value) == deadly {
-				os.Exit(exitDeadly)
-			}
-			return usual(ctx, msg)
-		}),
-		DeadLetter: spec.DeadLetter,
-		Retry:      kgroup.Retry{MaxAttempts: deaths},
-	}}, spec.Mode)
+	usual := uneven(newRandom(spec.Name)) // after a death messages are handled one at a time
+	if spec.Slow > 0 {
+		usual = quick
+	}
+	topic := spec.Crew.topic(func(ctx context.Context, msg kgroup.Message) error {
+		switch string(msg.Value) {
+		case deadly:
+			os.Exit(exitDeadly)
+		case slow:
+			return work(ctx, spec.Slow)
+		}
+		return usual(ctx, msg)
+	})
+	topic.DeadLetter, topic.Retry.MaxAttempts = spec.DeadLetter, deaths
+	cfg := memberConfig(spec.Brokers, spec.Group, spec.Name, kgroup.Topics{spec.Topic: topic}, spec.Mode)
 	cfg.SessionTimeout = spec.Session
 	record(&cfg, log, spec.Name, &settled)
 	consumer, err := kgroup.New(cfg)

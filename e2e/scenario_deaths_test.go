@@ -35,7 +35,7 @@ const restarts = deaths + 2
 
 // One message ends each process that handles it, and the process is started again. Soon
 // the message becomes a dead letter; its neighbours are handled, all of them.
-func deadlyMessage(before int) func(*env) {
+func deadlyMessage(before int, crew crew) func(*env) {
 	return func(e *env) {
 		topic := e.topic(4)
 		dlq := e.deadLetters(4)
@@ -43,7 +43,7 @@ func deadlyMessage(before int) func(*env) {
 		starts := 0
 		for {
 			starts++
-			c := e.startChild(fmt.Sprint("start-", starts), topic, e.mortal(dlq))
+			c := e.startChild(fmt.Sprint("start-", starts), topic, e.mortal(dlq), by(crew))
 			if !c.dies(e.uncommitted()) {
 				c.stop()
 				break

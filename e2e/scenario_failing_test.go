@@ -21,33 +21,37 @@ import (
 
 // One message in a hundred is bad, while members come and go in good order. Every good
 // one is handled, and every bad one becomes one dead letter.
-func oneInAHundred(e *env) {
-	rounds, total, rate, between := 4, 2000, 400, time.Second
-	if e.full {
-		rounds, total, rate, between = 20, 100_000, 1000, 5*time.Second
+func oneInAHundred(c crew) func(*env) {
+	return func(e *env) {
+		rounds, total, rate, between := 4, 2000, 400, time.Second
+		if e.full {
+			rounds, total, rate, between = 20, 100_000, 1000, 5*time.Second
+		}
+		if c.Workers > 1 {
+			e.keys = manyKeys
+		}
+		e.badEvery = 100
+		handled := c.topic(refusing(c.takes(e.random)))
+		handled.DeadLetter = e.deadLetters(8)
+		handled.Retry = kgroup.Retry{MinBackoff: 10 * time.Millisecond, MaxBackoff: 100 * time.Millisecond, MaxAttempts: 3}
+		topics := kgroup.Topics{e.topic(8): handled}
+		var members []*member
+		for i := range 3 {
+			members = append(members, e.start(fmt.Sprint("m", i), topics))
+		}
+		e.awaitMembers("m0", "m1", "m2")
+		load := e.load(only(topics), rate)
+		for i := range rounds {
+			require.NoError(e.t, work(e.ctx, between))
+			members[i%3].stop()
+			members[i%3] = e.start(fmt.Sprint("m", i+3), topics)
+			members[i%3].handles(20)
+		}
+		load.stop(total)
+		e.badEvery = 0
+		e.load(only(topics), 40).stop(80) // were nothing handled that came after the last bad ones have failed, it might be an outage
+		e.awaitCommitted()
 	}
-	e.badEvery = 100
-	topics := kgroup.Topics{e.topic(8): {
-		Handler:    refusing(uneven(e.random)),
-		DeadLetter: e.deadLetters(8),
-		Retry:      kgroup.Retry{MinBackoff: 10 * time.Millisecond, MaxBackoff: 100 * time.Millisecond, MaxAttempts: 3},
-	}}
-	var members []*member
-	for i := range 3 {
-		members = append(members, e.start(fmt.Sprint("m", i), topics))
-	}
-	e.awaitMembers("m0", "m1", "m2")
-	load := e.load(only(topics), rate)
-	for i := range rounds {
-		require.NoError(e.t, work(e.ctx, between))
-		members[i%3].stop()
-		members[i%3] = e.start(fmt.Sprint("m", i+3), topics)
-		members[i%3].handles(20)
-	}
-	load.stop(total)
-	e.badEvery = 0
-	e.produce(only(topics), 80) // were nothing handled after the last bad ones, it might be an outage
-	e.awaitCommitted()
 }
 
 // only is the one topic that is consumed.

@@ -24,10 +24,14 @@ import (
 // scenarios are the suite. Those that take longest come first, so that nobody waits
 // for them in the end.
 var scenarios = []scenario{
-	{name: "join and leave under load", run: joinAndLeave(kgroup.Oldest), main: true},
-	{name: "join and leave under load, newest", run: joinAndLeave(kgroup.Newest), main: true},
+	{name: "join and leave under load", run: joinAndLeave(kgroup.Oldest, crew{}), main: true},
+	{name: "join and leave under load, newest", run: joinAndLeave(kgroup.Newest, crew{}), main: true},
+	{name: "join and leave under load, 16 workers", run: joinAndLeave(kgroup.Oldest, crew{Workers: 16}), main: true},
+	{name: "join and leave under load, batches", run: joinAndLeave(kgroup.Oldest, crew{Batch: 50}), main: true},
 	{name: "join and leave, quick handlers", run: quickJoinAndLeave, main: true},
-	{name: "killed and restarted", run: killed, main: true},
+	{name: "killed and restarted", run: killed(crew{}), main: true},
+	{name: "killed and restarted, 16 workers", run: killed(crew{Workers: 16}), main: true},
+	{name: "killed and restarted, batches", run: killed(crew{Workers: 4, Batch: 50}), main: true},
 	{name: "handler slower than the session", run: slowerThanSession, main: true, alone: true, not: answersLate, limit: 3 * time.Minute},
 	{name: "handler slower than half the session", run: slowHandlers(5 * time.Second), main: true},
 	{name: "handler slower than the heartbeat", run: slowHandlers(1500 * time.Millisecond)},
@@ -70,7 +74,9 @@ var scenarios = []scenario{
 	{name: "newest, session lost before the first commit", run: newestLost},
 	{name: "sarama-cluster and kgroup in one group", run: mixedGroup, not: noRawMembers},
 
-	{name: "one message in a hundred is bad", run: oneInAHundred, main: true},
+	{name: "one message in a hundred is bad", run: oneInAHundred(crew{}), main: true},
+	{name: "one message in a hundred is bad, 16 workers", run: oneInAHundred(crew{Workers: 16}), main: true},
+	{name: "one message in a hundred is bad, batches", run: oneInAHundred(crew{Workers: 4, Batch: 50})},
 	{name: "retries longer than between two rebalances", run: retriesOutlastOwners},
 	{name: "shutdown during an attempt, with dead letters", run: shutdownInAttempt, main: true},
 	{name: "shutdown between two attempts, with dead letters", run: shutdownBetweenAttempts, main: true},
@@ -80,11 +86,23 @@ var scenarios = []scenario{
 	{name: "everything fails for a while, under load", run: outage},
 	{name: "one of eight partitions held", run: heldLane},
 
-	{name: "message that ends the process", run: deadlyMessage(10), main: true, limit: 2 * time.Minute},
-	{name: "message that ends the process, the first one", run: deadlyMessage(0), limit: 2 * time.Minute},
+	{name: "message that ends the process", run: deadlyMessage(10, crew{}), main: true, limit: 2 * time.Minute},
+	{name: "message that ends the process, the first one", run: deadlyMessage(0, crew{}), limit: 2 * time.Minute},
+	{name: "message that ends the process, 16 workers", run: deadlyMessage(10, crew{Workers: 16}), main: true, limit: 2 * time.Minute},
+	{name: "message that ends the process, batches", run: deadlyMessage(10, crew{Batch: 50}), limit: 2 * time.Minute},
 	{name: "message that ends the process, and is held", run: deadlyMessageHeld, limit: 2 * time.Minute},
 	{name: "killed again and again", run: killedAgainAndAgain, limit: 2 * time.Minute},
 	{name: "killed while it looks for a deadly message", run: killedWhileLooking, limit: 2 * time.Minute},
+
+	{name: "one slow message among quick ones, killed", run: slowAmongQuick, main: true, limit: 2 * time.Minute},
+	{name: "one slow message among quick ones, ends in the drain", run: slowMovesOn(true)},
+	{name: "one slow message among quick ones, cut off in the drain", run: slowMovesOn(false), main: true},
+	{name: "topic made again, longer, 16 workers", run: madeAgain(400, false), main: true},
+	{name: "topic made again, shorter, 16 workers", run: madeAgain(20, false)},
+	{name: "topic made again, shorter, and its offsets kept, 16 workers", run: madeAgain(20, true)},
+	{name: "offsets set back, 16 workers", run: offsetsReset(0), main: true},
+	{name: "offsets set forth, 16 workers", run: offsetsReset(2 * heldAt)},
+	{name: "offsets set to where they are, 16 workers", run: offsetsReset(heldAt)},
 
 	{name: "dead-letter topic without a leader", run: lettersWithoutLeader, disturbs: true, limit: 2 * time.Minute},
 	{name: "dead letters that are too large", run: lettersTooLarge},
@@ -157,26 +175,29 @@ func resume(e *env) {
 }
 
 // Members join and leave in good order while messages come and are handled.
-func joinAndLeave(start kgroup.Start) func(*env) {
+func joinAndLeave(start kgroup.Start, c crew) func(*env) {
 	return func(e *env) {
 		rounds, total, rate := 3, 1000, 400
 		if e.full {
 			rounds, total, rate = 6, 100_000, 1000
 		}
 		from := func(c *kgroup.Config) { c.Start = start }
-		handler := uneven(e.random)
 		topic := e.topic(8)
+		topics := kgroup.Topics{topic: c.topic(c.takes(e.random))}
+		if c.Workers > 1 {
+			e.keys = manyKeys
+		}
 		e.produce(topic, 80)
 		if start == kgroup.Newest {
 			e.notOwed(topic)
 		}
-		a := e.start("a", on(topic, handler), from)
+		a := e.start("a", topics, from)
 		a.ready()
 		load := e.load(topic, rate)
 		for i := range rounds {
-			b := e.start(fmt.Sprint("b", i), on(topic, handler), from)
+			b := e.start(fmt.Sprint("b", i), topics, from)
 			b.handles(20)
-			c := e.start(fmt.Sprint("c", i), on(topic, handler), from)
+			c := e.start(fmt.Sprint("c", i), topics, from)
 			require.NoError(e.t, work(e.ctx, e.random.upTo(time.Second)))
 			b.stop()
 			a.handles(20)
@@ -189,25 +210,31 @@ func joinAndLeave(start kgroup.Start) func(*env) {
 
 // Members are killed with SIGKILL while they work, and started again. Only what was
 // in flight and what had not been committed may be repeated.
-func killed(e *env) {
-	kills, total, rate := 1, 500, 200
-	if e.full {
-		kills, total, rate = 5, 20_000, 500
+func killed(c crew) func(*env) {
+	return func(e *env) {
+		kills, total, rate := 1, 500, 200
+		if e.full {
+			kills, total, rate = 5, 20_000, 500
+		}
+		if c.Workers > 1 {
+			e.keys = manyKeys
+		}
+		topic := e.topic(8)
+		load := e.load(topic, rate)
+		stays := e.startChild("stays", topic, by(c))
+		victim := e.startChild("victim-0", topic, by(c))
+		for i := range kills {
+			victim.handles(20)
+			require.NoError(e.t, work(e.ctx, e.random.upTo(2*time.Second)))
+			victim.kill()
+			victim = e.startChild(fmt.Sprint("victim-", i+1), topic, by(c))
+		}
+		victim.handles(20) // after the session of the one that was killed
+		load.stop(total)
+		e.awaitCommitted()
+		stays.stop()
+		victim.stop()
 	}
-	topic := e.topic(8)
-	load := e.load(topic, rate)
-	stays := e.startChild("stays", topic)
-	victim := e.startChild("victim-0", topic)
-	for i := range kills {
-		victim.handles(20)
-		victim.kill()
-		victim = e.startChild(fmt.Sprint("victim-", i+1), topic)
-	}
-	victim.handles(20) // after the session of the one that was killed
-	load.stop(total)
-	e.awaitCommitted()
-	stays.stop()
-	victim.stop()
 }
 
 // A second member joins while a handler of every partition is busy for so long. The

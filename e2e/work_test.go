@@ -28,6 +28,48 @@ func uneven(r *random) kgroup.HandlerFunc {
 	}
 }
 
+// A crew is how the messages of a partition are handled: one at a time if it is zero,
+// several at once, in batches.
+type crew struct{ Workers, Batch int }
+
+// manyKeys of a partition keep a crew busy, and are soon met again.
+const manyKeys = 100
+
+// topic is one whose messages are handled so. Of a batch, the first message and those that
+// are bad are given to the handler: so the others cost nothing.
+func (c crew) topic(h kgroup.HandlerFunc) kgroup.Topic {
+	if c.Batch == 0 {
+		return kgroup.Topic{Handler: h, Workers: c.Workers}
+	}
+	return kgroup.Topic{Workers: c.Workers, Batch: kgroup.Batch{
+		Size: c.Batch,
+		Handler: kgroup.BatchHandlerFunc(func(ctx context.Context, msgs []kgroup.Message) error {
+			failed := map[int]error{}
+			for i, msg := range msgs {
+				if i > 0 && !isBad(msg.Value) {
+					continue
+				}
+				if err := h(ctx, msg); err != nil {
+					failed[i] = err
+				}
+			}
+			if len(failed) == 0 {
+				return nil
+			}
+			return &kgroup.BatchError{Failed: failed}
+		}),
+	}}
+}
+
+// takes is how long its handlers usually do: alone they must be quick, together each may
+// take 0 to 200 ms.
+func (c crew) takes(r *random) kgroup.HandlerFunc {
+	if c == (crew{}) {
+		return uneven(r)
+	}
+	return func(ctx context.Context, _ kgroup.Message) error { return work(ctx, r.upTo(200*time.Millisecond)) }
+}
+
 // work takes time.
 func work(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
