@@ -257,6 +257,7 @@ type childSpec struct {
 	DeadLetter                  string // empty: there is no such topic
 	Crew                        crew
 	Slow                        time.Duration // how long it is at work on a slow message
+	Quick                       bool          // and on others not at all
 }
 
 // by has a child handle its messages so.
@@ -380,7 +381,7 @@ func runChild(text string) int {
 	}
 	var settled atomic.Int64
 	usual := uneven(newRandom(spec.Name)) // after a death messages are handled one at a time
-	if spec.Slow > 0 {
+	if spec.Quick {
 		usual = quick
 	}
 	topic := spec.Crew.topic(func(ctx context.Context, msg kgroup.Message) error {

@@ -35,7 +35,7 @@ func slowAmongQuick(e *env) {
 	one := e.sendTo(topic, 0, slow)
 	e.produce(topic, total-at-1)
 	slowly := func(d time.Duration) func(*childSpec) {
-		return func(s *childSpec) { s.Crew.Workers, s.Slow = 16, d }
+		return func(s *childSpec) { s.Crew.Workers, s.Slow, s.Quick = 16, d, true }
 	}
 
 	began := time.Now()

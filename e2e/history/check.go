@@ -31,9 +31,9 @@ const (
 	// message has returned nil, or it has become a dead letter. It is excused by a
 	// Killed, SessionLost or Outlived of the member that had settled it, if that came
 	// before the repeat and no acknowledged commit had passed the message. A Killed does
-	// not excuse it either if that member has had two commits of the partition acknowledged
-	// after it had settled the message: the second was made up after the first, and tells
-	// what is settled beyond its offset.
+	// not excuse it either if that member has had two commits acknowledged after it had
+	// settled the message, of whatever partitions: the second was made up after the first,
+	// from all that had changed, what is settled beyond an offset included.
 	Repeated Verdict = "repeated"
 
 	// TwoLetters: there is more than one dead letter of a message. Excused by a
@@ -103,7 +103,7 @@ type Rules struct {
 
 // Check judges a history. The events may come in any order.
 func Check(events []Event, rules Rules) Report {
-	c := &checker{rules: rules, lanes: map[laneID]*lane{}}
+	c := &checker{rules: rules, lanes: map[laneID]*lane{}, commits: map[string][]Event{}}
 	c.events = slices.Clone(events)
 	slices.SortStableFunc(c.events, func(x, y Event) int { return cmp.Compare(x.At, y.At) })
 	c.read()
@@ -127,6 +127,7 @@ type checker struct {
 	rules   Rules
 	events  []Event
 	lanes   map[laneID]*lane
+	commits map[string][]Event // acknowledged, by member
 	excuses []excuse
 	found   []Finding
 	excused []Finding
@@ -256,6 +257,9 @@ func (c *checker) read() {
 		case Committed, FinalCommitted:
 			l := c.lane(e)
 			l.commits = append(l.commits, e)
+			if e.Kind == Committed {
+				c.commits[e.Member] = append(c.commits[e.Member], e)
+			}
 		case Killed:
 			for id, a := range open {
 				if id.member == e.Member {
@@ -404,7 +408,7 @@ func (c *checker) repeats(l *lane) []repeat {
 			case cause == "":
 			case passed > b.begin.Offset:
 				r.why = fmt.Sprintf("; %s was %s, but the commit of %d had been acknowledged", a.begin.Member, cause, passed)
-			case cause == Killed && c.saved(l, a):
+			case cause == Killed && c.saved(a):
 				r.why = fmt.Sprintf("; %s was %s, but two of its commits had been acknowledged since", a.begin.Member, cause)
 			case c.rules.Quiet:
 				r.why = fmt.Sprintf("; %s was %s, but it had settled nothing since its last commit", a.begin.Member, cause)
@@ -428,17 +432,18 @@ const settling = 500 * time.Millisecond
 
 // saved reports whether what the attempt has settled is in a commit that was acknowledged
 // before its member was killed, because it was made up later.
-func (c *checker) saved(l *lane, a *attempt) bool {
+func (c *checker) saved(a *attempt) bool {
 	killed := slices.IndexFunc(c.excuses, func(e excuse) bool {
 		return e.cause == Killed && e.member == a.begin.Member && e.from >= a.end.At
 	})
-	n := 0
-	for _, e := range l.commits {
-		if e.Kind == Committed && e.Member == a.begin.Member && e.At >= a.end.At+int64(settling) && e.At <= c.excuses[killed].from {
-			n++
+	commits := c.commits[a.begin.Member]
+	from, _ := slices.BinarySearchFunc(commits, a.end.At+int64(settling), func(e Event, at int64) int { return cmp.Compare(e.At, at) })
+	for i, e := range commits[from:] {
+		if first := commits[from]; i > 0 && (e.Batch == 0 || e.Batch != first.Batch) {
+			return e.At <= c.excuses[killed].from
 		}
 	}
-	return n >= 2
+	return false
 }
 
 // highest returns a function that gives the highest committed offset up to a time. It must be asked in the order of time.

@@ -342,6 +342,11 @@ func TestCheck(t *testing.T) {
 			s.ok("a", 1)
 			s.wait()
 			s.commit("a", 0) // may have been made up before
+			s.commit("a", 0) // of another partition
+			for i := range 2 {
+				s.events[len(s.events)-1-i].Batch = 7
+			}
+			s.events[len(s.events)-1].Partition = 1
 			s.tell(Killed, "a")
 			s.ok("b", 0, 1)
 			s.commit("b", 2)
@@ -557,6 +562,7 @@ func TestCheck(t *testing.T) {
 			s.commit("a", 0)
 			s.ok("a", 2)
 			s.commit("a", 0)
+			s.events[len(s.events)-1].Partition = 1
 			s.tell(Killed, "a")
 			s.ok("b", 0, 1, 2)
 		}, []string{"repeated 1"}, []string{"repeated 2"}},

@@ -63,7 +63,7 @@ type Event struct {
 	Offset    int64  `json:"offset,omitempty"`
 	Key       []byte `json:"key"`               // nil: the record has none
 	Attempt   uint64 `json:"attempt,omitempty"` // pairs Begin and End of a member
-	Batch     uint64 `json:"batch,omitempty"`   // of Begin: those of a member with one number are one call
+	Batch     uint64 `json:"batch,omitempty"`   // of Begin and Committed: those of a member with one number are one call, one commit
 	Err       string `json:"err,omitempty"`     // of End; empty: the handler returned nil
 	Place     *Place `json:"place,omitempty"`   // of Letter
 }
@@ -90,7 +90,7 @@ func (e Event) String() string {
 		fmt.Fprintf(&b, ": %s", e.Err)
 	case e.Place != nil:
 		fmt.Fprintf(&b, ": %s", e.Place)
-	case e.Batch != 0:
+	case e.Batch != 0 && e.Kind == Begin:
 		fmt.Fprintf(&b, " in batch %d", e.Batch)
 	}
 	return b.String()
@@ -280,9 +280,16 @@ func (l *Log) FinalCommitted(offsets map[string]map[int32]int64) {
 }
 
 func (l *Log) commits(kind Kind, member string, offsets map[string]map[int32]int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	batch := uint64(0)
+	if kind == Committed {
+		l.batches++
+		batch = l.batches
+	}
 	for _, topic := range slices.Sorted(maps.Keys(offsets)) {
 		for _, p := range slices.Sorted(maps.Keys(offsets[topic])) {
-			l.add(Event{Kind: kind, Member: member, Topic: topic, Partition: p, Offset: offsets[topic][p]})
+			l.addLocked(Event{Kind: kind, Member: member, Topic: topic, Partition: p, Offset: offsets[topic][p], Batch: batch})
 		}
 	}
 }
