@@ -178,11 +178,16 @@ func madeAgain(n int, kept bool) func(*env) {
 }
 
 // The committed offset is set by somebody else while there is no member: back, forth, or
-// to where it is. What is not before it is handled, all of it.
-func offsetsReset(to int64) func(*env) {
+// to where it is. What is not before it is handled, all of it; also when what was said beside
+// the old one is copied, as MirrorMaker 2 does it (sync.group.offsets.enabled).
+func offsetsReset(to int64, moved bool) func(*env) {
 	return func(e *env) {
 		topic, records := e.settledBeyond()
-		require.NoError(e.t, e.admin.CommitOffsets(e.ctx, e.group, map[string]map[int32]kafka.Committed{topic: {0: {Offset: to}}}))
+		metadata := ""
+		if moved {
+			metadata = e.metadata(topic)[0].Metadata
+		}
+		require.NoError(e.t, e.admin.CommitOffsets(e.ctx, e.group, map[string]map[int32]kafka.Committed{topic: {0: {Offset: to, Metadata: metadata}}}))
 		e.anew(topic)
 		e.produced(records...)
 		e.history.NotOwed(topic, 0, to)

@@ -101,9 +101,10 @@ var scenarios = []scenario{
 	{name: "topic made again, longer, 16 workers", run: madeAgain(400, false), main: true},
 	{name: "topic made again, shorter, 16 workers", run: madeAgain(20, false)},
 	{name: "topic made again, shorter, and its offsets kept, 16 workers", run: madeAgain(20, true)},
-	{name: "offsets set back, 16 workers", run: offsetsReset(0), main: true},
-	{name: "offsets set forth, 16 workers", run: offsetsReset(2 * heldAt)},
-	{name: "offsets set to where they are, 16 workers", run: offsetsReset(heldAt)},
+	{name: "offsets moved with their metadata, 16 workers", run: offsetsReset(heldAt-20, true), main: true},
+	{name: "offsets set back, 16 workers", run: offsetsReset(0, false), main: true},
+	{name: "offsets set forth, 16 workers", run: offsetsReset(2*heldAt, false)},
+	{name: "offsets set to where they are, 16 workers", run: offsetsReset(heldAt, false)},
 
 	{name: "dead-letter topic without a leader", run: lettersWithoutLeader, disturbs: true, limit: 2 * time.Minute},
 	{name: "dead letters that are too large", run: lettersTooLarge},
