@@ -399,6 +399,9 @@ func (c *crew) admit(t *task) {
 	l.ahead.deliver(t.offset)
 	if l.inherits {
 		past := progress{attempt: 1}
+		if t.past != nil {
+			past = *t.past
+		}
 		if l.inherit(t.offset, &past) {
 			t.done = true
 			c.pass(t)
@@ -456,7 +459,7 @@ func (c *crew) pick(h *hand) bool {
 	default:
 		return false
 	}
-	h.at.attempt = 1
+	h.at = progress{attempt: 1}
 	if past := h.tasks[0].past; past != nil {
 		h.at = *past
 	}
