@@ -185,6 +185,12 @@ func shutdownBetweenAttempts(e *env) {
 		return kgroup.RetryAfter(errBad, time.Hour)
 	}))
 	require.Equal(e.t, 1, <-attempts)
+	e.until("the attempt to have failed", func() error { // else the shutdown may be there before its end
+		if lanes := a.consumer.Health().Lanes; len(lanes) != 1 || lanes[0].Blocked == nil {
+			return errors.New("it has not")
+		}
+		return nil
+	})
 	assert.Less(e.t, a.stop(), leaving+slack)
 	e.settledUpTo(topic, theOne)
 	e.start("b", topics(func() error { return nil }))
