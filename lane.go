@@ -156,22 +156,23 @@ func (h *hand) settle(offset int64, hooks bool) {
 func (h *hand) pass(offset int64) {
 	h.passed, h.at.attempt = true, 0
 	h.frontier.settle(offset)
-	h.advance()
+	next := h.frontier.next
+	if h.inherits {
+		next = h.note.Load().settled.past(next)
+	}
+	h.settled.Store(next)
 }
 
-// advance publishes the frontier, and what owners before have settled behind it.
+// advance publishes the frontier of a lane with a crew, and what owners before have settled
+// behind it.
 func (l *lane) advance() {
 	next := l.frontier.next
 	if next < 0 {
 		return // the first is not settled yet
 	}
-	if l.inherits || l.crew != nil {
-		next = l.note.Load().settled.past(next)
-	}
+	next = l.note.Load().settled.past(next)
 	l.settled.Store(next)
-	if l.ahead != nil {
-		l.ahead.pass(next)
-	}
+	l.ahead.pass(next)
 }
 
 // isCommitted reports whether the frontier is.

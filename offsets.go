@@ -48,8 +48,14 @@ func (f *frontier) deliver(offset int64) (number int64) {
 // settle notes that a delivered message is done with, and moves the frontier.
 func (f *frontier) settle(offset int64) {
 	waiting := f.open[f.head:]
+	if len(waiting) == 1 && waiting[0].offset == offset { // with one worker it is
+		f.next = offset + 1
+		f.first += int64(len(f.open))
+		f.open, f.head = f.open[:0], 0
+		return
+	}
 	i := 0
-	if waiting[0].offset != offset { // with one worker it is always the first
+	if waiting[0].offset != offset {
 		i = sort.Search(len(waiting), func(i int) bool { return waiting[i].offset >= offset })
 	}
 	f.settleNumber(f.first + int64(f.head+i))
