@@ -303,10 +303,11 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 		frontier:  frontier{next: -1},
 	}
 	l.hand, l.crew = &hand{lane: l}, newCrew(l)
-	l.queue = newQueue(topic.Queue)
+	queued := topic.Queue
 	if l.crew != nil {
-		l.queue = newQueue(topic.Queue - l.crew.limit)
+		queued -= l.crew.limit
 	}
+	l.queue = newQueue(queued)
 	l.queue.yield = claim.Single
 	l.ctx, l.cancel = context.WithCancelCause(a.values)
 	l.settled.Store(-1)

@@ -6,7 +6,6 @@ package kgroup
 // deadletter.go.
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -72,7 +71,7 @@ func (h *hand) finish(record engine.Record) bool {
 		case h.at.given != nil:
 			err, h.at.given = h.at.given, nil
 		default:
-			if guarded = h.breaker.mode.Load() != calm || h.quarantine != nil; guarded && !h.begin(msg.Offset) {
+			if guarded = h.guarded(); guarded && !h.begin(msg.Offset) {
 				return false
 			}
 			h.at.attempting = true
@@ -96,6 +95,9 @@ func (h *hand) finish(record engine.Record) bool {
 	}
 	return h.condemn(msg)
 }
+
+// guarded reports whether an attempt has to begin, and others hear of its success.
+func (h *hand) guarded() bool { return h.breaker.mode.Load() != calm || h.quarantine != nil }
 
 // begin waits until an attempt may begin, where something has failed lately, or somebody
 // has died. It reports false if the lane is sealed meanwhile.
@@ -132,27 +134,22 @@ func (h *hand) attempt(msg *Message) error {
 	}
 	h.calls++
 	if h.calls%sampled != 0 {
-		return h.handle(msg)
+		return h.handle(h.call, msg)
 	}
 	began := time.Now()
-	err := h.handle(msg)
+	err := h.handle(h.call, msg)
 	h.took(time.Since(began))
 	return err
 }
 
-// handle calls the handler.
-func (h *hand) handle(msg *Message) error {
-	if h.topic.Timeout > 0 {
-		return h.inTime(func(ctx context.Context) error { return handle(ctx, h.call, msg) })
+// handle makes a call that ends after Topic.Timeout.
+func (h *hand) handle(call HandlerFunc, msg *Message) error {
+	if h.topic.Timeout <= 0 {
+		return handle(h.ctx, call, msg)
 	}
-	return handle(h.ctx, h.call, msg)
-}
-
-// inTime makes an attempt that ends after Topic.Timeout.
-func (h *hand) inTime(try func(context.Context) error) error {
 	ctx := newAttemptContext(h.ctx, h.topic.Timeout)
 	defer ctx.end()
-	err := try(ctx)
+	err := handle(ctx, call, msg)
 	if err != nil && h.ctx.Err() == nil && ctx.Err() != nil {
 		err = fmt.Errorf("%w after %v: %w", ErrHandlerTimeout, h.topic.Timeout, err)
 	}
@@ -173,7 +170,7 @@ func (h *hand) fail(msg Message, err error) bool {
 	permanent := isPermanent(err)
 	counts := h.counts(msg.Offset, err, permanent)
 	switch {
-	case !counts && (permanent || h.at.as != asProbe || !h.topic.spent(msg.Attempt+h.at.uncounted) || !h.breaker.trial()):
+	case !counts && !h.onTrial(msg.Attempt, permanent):
 		h.at.uncounted++
 		return h.pause(msg, err)
 	case !counts:
@@ -198,6 +195,12 @@ func (h *hand) counts(offset int64, err error, permanent bool) bool {
 		return h.breaker.evaded(h.at.as)
 	}
 	return h.breaker.failed(h.partition, offset, err)
+}
+
+// onTrial reports whether a failure that does not count is to be the last all the same: the
+// topic has been paused for too long.
+func (h *hand) onTrial(attempt int, permanent bool) bool {
+	return !permanent && h.at.as == asProbe && h.topic.spent(attempt+h.at.uncounted) && h.breaker.trial()
 }
 
 // errGoexit is the error of an attempt that neither returned nor panicked.

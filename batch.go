@@ -240,10 +240,7 @@ func (c *crew) gather() {
 		}
 	}
 	if !c.hasRoom() {
-		select {
-		case c.full <- struct{}{}:
-		default:
-		}
+		signal(c.full)
 	}
 }
 
@@ -262,7 +259,7 @@ func (c *crew) together(h *hand) bool {
 		msgs := h.messages()
 		err, guarded := errGoexit, true
 		if !h.at.attempting {
-			if guarded = l.breaker.mode.Load() != calm || l.quarantine != nil; guarded && !h.begin(msgs[0].Offset) {
+			if guarded = h.guarded(); guarded && !h.begin(msgs[0].Offset) {
 				return false
 			}
 			h.at.attempting = true
@@ -297,10 +294,7 @@ func (h *hand) messages() []Message {
 // tryTogether makes one attempt with a batch.
 func (h *hand) tryTogether(msgs []Message) error {
 	call := func(ctx context.Context, _ Message) error { return h.crew.batch.Handler.HandleBatch(ctx, msgs) }
-	if h.topic.Timeout > 0 {
-		return h.inTime(func(ctx context.Context) error { return handle(ctx, call, &msgs[0]) })
-	}
-	return handle(h.ctx, call, &msgs[0])
+	return h.handle(call, &msgs[0])
 }
 
 // settleTogether settles a batch, but for the messages that have failed in it.
@@ -347,27 +341,24 @@ func (h *hand) failTogether(first Message, err error) bool {
 	r := h.topic.Retry
 	n := h.at.attempt
 	counts := h.counts(first.Offset, err, permanent)
-	if !counts && (permanent || h.at.as != asProbe || !h.topic.spent(n+h.at.uncounted) || !h.breaker.trial()) {
+	if !counts && !h.onTrial(n, permanent) {
 		h.at.uncounted++
 		return h.pause(first, err)
-	}
-	for _, t := range h.tasks {
-		t.past = &progress{attempt: n + 1}
-		if r.MaxAttempts > 0 {
-			t.past.attempt = min(n+1, r.MaxAttempts)
-		}
 	}
 	noted := n
 	if r.MaxAttempts > 0 {
 		noted = min(n, r.MaxAttempts-1) // all of them would condemn it
 	}
-	for _, t := range h.tasks[:min(len(h.tasks), maxNoted)] {
-		if noted > 0 {
+	if noted > 0 {
+		for _, t := range h.tasks[:min(len(h.tasks), maxNoted)] {
 			h.failed(t.offset, noted)
 		}
 	}
 	if permanent || !counts || h.topic.spent(n+1) || r.exhausted(n) {
 		h.split = true
+		for _, t := range h.tasks {
+			t.past = &progress{attempt: noted + 1}
+		}
 		h.log.Warn("batch failed: its messages are handled one at a time", "offset", first.Offset, "messages", len(h.tasks), "attempt", n, "error", err)
 		h.unblock()
 		return true

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -48,6 +49,16 @@ func (b *batcher) batches() []string {
 		}
 	}
 	return all
+}
+
+// failsWith makes a handler that fails when the message at offset is in its batch.
+func failsWith(offset int64, err error) func(context.Context, []Message) error {
+	return func(_ context.Context, msgs []Message) error {
+		if slices.ContainsFunc(msgs, func(msg Message) bool { return msg.Offset == offset }) {
+			return err
+		}
+		return nil
+	}
 }
 
 // withBatches is withRig with a topic orders that is handled in batches.
@@ -142,14 +153,7 @@ func TestBatchThatFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			withBatches(t, topic, func(t *testing.T, r *rig, b *batcher) {
-				b.on = func(_ context.Context, msgs []Message) error {
-					for _, msg := range msgs {
-						if msg.Offset == 1 {
-							return err
-						}
-					}
-					return nil
-				}
+				b.on = failsWith(1, err)
 				r.receives(orders0, 0, 1, 2)
 				r.after(10 * time.Second)
 				assert.Equal(t, []string{"0,1,2#1", "0,1,2#2", "0#3", "1#3", "2#3"}, b.batches())
@@ -162,14 +166,7 @@ func TestBatchThatFails(t *testing.T) {
 
 func TestBatchThatFailsForGood(t *testing.T) {
 	withBatches(t, Topic{Batch: Batch{Size: 3, Wait: time.Second}, DeadLetter: "orders.dlq"}, func(t *testing.T, r *rig, b *batcher) {
-		b.on = func(_ context.Context, msgs []Message) error {
-			for _, msg := range msgs {
-				if msg.Offset == 1 {
-					return Permanent(errHandler)
-				}
-			}
-			return nil
-		}
+		b.on = failsWith(1, Permanent(errHandler))
 		r.receives(orders0, 0, 1, 2)
 		r.after(time.Second)
 		assert.Equal(t, []string{"0,1,2#1", "0#2", "1#2", "2#2"}, b.batches())
@@ -182,14 +179,7 @@ func TestBatchThatFailsForGood(t *testing.T) {
 func TestBatchIsHeld(t *testing.T) {
 	topic := Topic{Batch: Batch{Size: 3, Wait: time.Second}, Retry: Retry{MinBackoff: time.Second, MaxBackoff: 4 * time.Second}}
 	withBatches(t, topic, func(t *testing.T, r *rig, b *batcher) {
-		b.on = func(_ context.Context, msgs []Message) error {
-			for _, msg := range msgs {
-				if msg.Offset == 1 {
-					return errHandler
-				}
-			}
-			return nil
-		}
+		b.on = failsWith(1, errHandler)
 		r.receives(orders0, 0, 1, 2)
 		r.after(time.Minute)
 		assert.EqualValues(t, 1, r.engine.acknowledged(orders0))
@@ -385,14 +375,7 @@ func TestBatchOfOneAttempt(t *testing.T) {
 		g.open()
 	})
 	withBatches(t, topic, func(t *testing.T, r *rig, b *batcher) {
-		b.on = func(_ context.Context, msgs []Message) error {
-			for _, msg := range msgs {
-				if msg.Offset == 1 {
-					return errHandler
-				}
-			}
-			return nil
-		}
+		b.on = failsWith(1, errHandler)
 		r.engine.assign(claim)
 		r.engine.deliver(orders0, 0, 1, 2)
 		r.after(time.Minute)

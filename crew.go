@@ -7,8 +7,8 @@ package kgroup
 // batch.go what is different where messages are handled in batches.
 
 import (
+	"context"
 	"hash/maphash"
-	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -17,7 +17,7 @@ import (
 type crew struct {
 	lane    *lane
 	workers int // hands at work at once
-	limit   int // tasks that may wait
+	limit   int // tasks that may wait: half of Topic.Queue, the other half is in the queue
 	batch   Batch
 	key     func(Message) []byte
 	seed    maphash.Seed
@@ -58,7 +58,7 @@ func newCrew(l *lane) *crew {
 	}
 	c := &crew{
 		lane: l, workers: t.Workers, batch: t.Batch, key: t.Key,
-		limit: crewShare(t.Queue),
+		limit: max(1, t.Queue-t.Queue/2),
 		bell:  make(chan struct{}, 1),
 		full:  make(chan struct{}, 1),
 		seed:  maphash.MakeSeed(),
@@ -69,9 +69,6 @@ func newCrew(l *lane) *crew {
 	c.pace.start()
 	return c
 }
-
-// crewShare is the part of Topic.Queue that may wait with the crew; the rest is in the queue.
-func crewShare(queue int) int { return max(1, queue-queue/2) }
 
 // begin lets the first hand begin. It calls others when there is something for them to do.
 func (c *crew) begin() {
@@ -211,14 +208,7 @@ func (c *crew) ring() {
 			c.hire()
 		}
 	case c.ready.len() > 0 && c.collector == nil, c.again.len() > 0, c.takes() && !c.lane.queue.listen():
-		c.wake()
-	}
-}
-
-func (c *crew) wake() {
-	select {
-	case c.bell <- struct{}{}:
-	default:
+		signal(c.bell)
 	}
 }
 
@@ -271,7 +261,7 @@ func (h *hand) rest() {
 	c.pace.slow()
 	c.ring()
 	if c.parked > 0 { // it may have been woken in vain when all places were taken
-		c.wake()
+		signal(c.bell)
 	}
 }
 
@@ -367,16 +357,16 @@ func (c *crew) unlocked(f func()) {
 func (c *crew) ask(h *hand, t *task) {
 	t.asked = true
 	t.past = &progress{attempt: 1, broken: errGoexit}
-	defer func() {
-		if v := recover(); v != nil {
-			t.past.broken = &PanicError{Value: v, Stack: debug.Stack()}
-		}
-	}()
 	var msg Message
 	h.read(t.record, &msg)
 	msg.Attempt = 1
-	c.stand(t, c.key(msg))
-	t.past = nil
+	stand := func(_ context.Context, msg Message) error {
+		c.stand(t, c.key(msg))
+		return nil
+	}
+	if t.past.broken = handle(h.ctx, stand, &msg); t.past.broken == nil {
+		t.past = nil
+	}
 }
 
 // stand says in which line a task is to stand.

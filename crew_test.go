@@ -32,6 +32,15 @@ func workers(n int) func(*Config) {
 	}
 }
 
+// changes makes one of several.
+func changes(all ...func(*Config)) func(*Config) {
+	return func(cfg *Config) {
+		for _, change := range all {
+			change(cfg)
+		}
+	}
+}
+
 // keyed delivers messages from an offset on, one for each character, which is its key; a
 // space is none.
 func (e *fakeEngine) keyed(p engine.Partition, offset int64, keys string) (full bool) {
@@ -398,10 +407,7 @@ func TestOneBlockedKeyOfMany(t *testing.T) {
 }
 
 func TestCommitEveryMessageWithWorkers(t *testing.T) {
-	change := func(cfg *Config) {
-		workers(4)(cfg)
-		cfg.CommitInterval = CommitEveryMessage
-	}
+	change := changes(workers(4), committing(CommitEveryMessage))
 	withRig(t, change, func(t *testing.T, r *rig) {
 		g := r.gated()
 		r.engine.assign(at(orders0, 0))
@@ -608,10 +614,7 @@ func (s *crewJury) number(n int) int {
 // After a death, the messages that the dead owner may have had in its hands are handled one
 // at a time, also where several are handled at once otherwise; then they are again.
 func TestSuspectsOfWorkers(t *testing.T) {
-	change := func(cfg *Config) {
-		withQueue(cfg)
-		workers(3)(cfg)
-	}
+	change := changes(withQueue, workers(3))
 	withRig(t, change, func(t *testing.T, r *rig) {
 		var mu sync.Mutex
 		running, alone, together := 0, 0, 0
@@ -647,10 +650,7 @@ func TestSuspectsOfWorkers(t *testing.T) {
 
 // A deadly message among others that are handled at once is found.
 func TestDeadlyMessageOfWorkers(t *testing.T) {
-	change := func(cfg *Config) {
-		withQueue(cfg)
-		workers(4)(cfg)
-	}
+	change := changes(withQueue, workers(4))
 	claim := at(orders0, 0)
 	handled := map[int64]int{}
 	for start := 1; start <= 5; start++ {
@@ -750,10 +750,7 @@ func TestNextOwnerSkipsWhatIsSettled(t *testing.T) {
 
 // Under CommitEveryMessage each worker waits for the answer, also if the frontier stands.
 func TestCommitEveryMessageBeyondTheFrontier(t *testing.T) {
-	change := func(cfg *Config) {
-		workers(2)(cfg)
-		cfg.CommitInterval = CommitEveryMessage
-	}
+	change := changes(workers(2), committing(CommitEveryMessage))
 	withRig(t, change, func(t *testing.T, r *rig) {
 		g := r.gated()
 		r.engine.assign(at(orders0, 0))
@@ -769,10 +766,7 @@ func TestCommitEveryMessageBeyondTheFrontier(t *testing.T) {
 
 // Nobody is called while a letter is written, but for other keys.
 func TestLettersOfWorkers(t *testing.T) {
-	change := func(cfg *Config) {
-		workers(2)(cfg)
-		withLetters(cfg)
-	}
+	change := changes(workers(2), withLetters)
 	withRig(t, change, func(t *testing.T, r *rig) {
 		writing := r.gate()
 		r.engine.onPublish(func(context.Context, engine.Letter) error { writing.wait(); return nil })
@@ -829,10 +823,7 @@ func TestHandsHearOfEveryMessage(t *testing.T) {
 // CommitEveryMessage, where nobody knew the offset at the start: what is settled behind the
 // first message cannot be committed, and is not waited for.
 func TestCommitEveryMessageOfAGuess(t *testing.T) {
-	change := func(cfg *Config) {
-		workers(2)(cfg)
-		cfg.CommitInterval = CommitEveryMessage
-	}
+	change := changes(workers(2), committing(CommitEveryMessage))
 	withRig(t, change, func(t *testing.T, r *rig) {
 		r.on = failAt(0, RetryAfter(errHandler, 100*time.Hour))
 		r.engine.assign(engine.Claim{Partition: orders0, Guess: true})
@@ -844,7 +835,7 @@ func TestCommitEveryMessageOfAGuess(t *testing.T) {
 
 // Before the breaker is sure, an outage sees one attempt a second and worker.
 func TestPaceOfAnOutageWithWorkers(t *testing.T) {
-	withRig(t, onOrders(func(t *Topic) { t.DeadLetter = "orders.dlq" }, workers(8)), func(t *testing.T, r *rig) {
+	withRig(t, changes(workers(8), onOrders(func(t *Topic) { t.DeadLetter = "orders.dlq" })), func(t *testing.T, r *rig) {
 		r.on = func(context.Context, Message) error { return errHandler }
 		r.engine.assign(at(orders0, 0))
 		for offset := range int64(200) {

@@ -18,12 +18,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// onOrders changes the topic orders, after other changes.
-func onOrders(change func(t *Topic), before ...func(*Config)) func(*Config) {
+// onOrders changes the topic orders.
+func onOrders(change func(t *Topic)) func(*Config) {
 	return func(cfg *Config) {
-		for _, f := range before {
-			f(cfg)
-		}
 		topic := cfg.Topics["orders"]
 		change(&topic)
 		cfg.Topics["orders"] = topic
@@ -62,7 +59,7 @@ func TestQuickHandlerBlocksWhileOthersSleep(t *testing.T) {
 
 // A task that is picked makes room for one more message to wait.
 func TestLastPlaceOfTheLimit(t *testing.T) {
-	withRig(t, onOrders(func(t *Topic) { t.Queue = 6 }, workers(2)), func(t *testing.T, r *rig) {
+	withRig(t, changes(workers(2), onOrders(func(t *Topic) { t.Queue = 6 })), func(t *testing.T, r *rig) {
 		g := r.gated()
 		g.errs[0] = RetryAfter(errHandler, 10*time.Hour)
 		r.engine.assign(at(orders0, 0))
@@ -78,7 +75,7 @@ func TestLastPlaceOfTheLimit(t *testing.T) {
 
 // However small Queue is, a burst is handled by all workers.
 func TestSmallQueueOfWorkers(t *testing.T) {
-	withRig(t, onOrders(func(t *Topic) { t.Queue = 2 }, workers(8)), func(t *testing.T, r *rig) {
+	withRig(t, changes(workers(8), onOrders(func(t *Topic) { t.Queue = 2 })), func(t *testing.T, r *rig) {
 		var running, most atomic.Int32
 		r.on = func(context.Context, Message) error {
 			n := running.Add(1)
@@ -99,7 +96,7 @@ func TestSmallQueueOfWorkers(t *testing.T) {
 
 // A message that comes back from its backoff makes room, too.
 func TestRetryMakesRoom(t *testing.T) {
-	withRig(t, onOrders(func(t *Topic) { t.Queue = 4 }, workers(2)), func(t *testing.T, r *rig) {
+	withRig(t, changes(workers(2), onOrders(func(t *Topic) { t.Queue = 4 })), func(t *testing.T, r *rig) {
 		slow := r.gate()
 		r.on = func(_ context.Context, msg Message) error {
 			switch {
@@ -134,7 +131,7 @@ func TestRetryDuringASlowKey(t *testing.T) {
 			return msg.Key
 		}
 	}
-	withRig(t, onOrders(change, workers(2)), func(t *testing.T, r *rig) {
+	withRig(t, changes(workers(2), onOrders(change)), func(t *testing.T, r *rig) {
 		slow := r.gate()
 		r.on = func(_ context.Context, msg Message) error {
 			switch {
@@ -168,7 +165,7 @@ func TestGoexitInKey(t *testing.T) {
 		}
 		t.DeadLetter = "orders.dlq"
 	}
-	withRig(t, onOrders(change, workers(2)), func(t *testing.T, r *rig) {
+	withRig(t, changes(workers(2), onOrders(change)), func(t *testing.T, r *rig) {
 		r.engine.assign(at(orders0, 0))
 		r.engine.keyed(orders0, 0, "abcaa")
 		r.after(time.Minute)
@@ -208,7 +205,7 @@ func TestNobodyIsFreeForNothing(t *testing.T) {
 					t.Key = func(msg Message) []byte { return msg.Key }
 				}
 			}
-			withRig(t, onOrders(change, workers(n)), func(t *testing.T, r *rig) {
+			withRig(t, changes(workers(n), onOrders(change)), func(t *testing.T, r *rig) {
 				d := &doorman{r: r, random: random, gates: map[int64]gate{}, errs: map[int64]error{}}
 				r.on = d.handle
 				r.engine.assign(at(orders0, 0))

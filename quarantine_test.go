@@ -562,7 +562,7 @@ func starts(t *testing.T, change func(*Config), keys string, deadly []int64, on 
 
 // What stands in front of a deadly message does not let its deaths be forgotten.
 func TestDeadlyMessageBehindOthers(t *testing.T) {
-	held := onOrders(func(t *Topic) { t.DeadLetter = "" }, withQueue, workers(4))
+	held := changes(withQueue, workers(4), onOrders(func(t *Topic) { t.DeadLetter = "" }))
 	permanent := func(r *rig, msg Message) error {
 		r.engine.onPublish(func(context.Context, engine.Letter) error { time.Sleep(50 * time.Millisecond); return nil })
 		if msg.Offset == 0 {
@@ -582,7 +582,7 @@ func TestDeadlyMessageBehindOthers(t *testing.T) {
 			}
 			return nil
 		}, 5},
-		"one that becomes a letter":                  {onOrders(func(*Topic) {}, withQueue, workers(4)), []int64{1}, permanent, 5},
+		"one that becomes a letter":                  {changes(withQueue, workers(4)), []int64{1}, permanent, 5},
 		"one that becomes a letter, with one worker": {withQueue, []int64{1}, permanent, 5},
 		"another deadly one":                         {held, []int64{0, 1}, func(*rig, Message) error { return nil }, 9},
 	} {
@@ -597,10 +597,7 @@ func TestDeadlyMessageBehindOthers(t *testing.T) {
 // A letter that is acknowledged while a suspect of another key is written down moves the
 // frontier. The suspect is written down all the same, and crossed out before others go on.
 func TestSuspectIsWrittenDownBesideALetter(t *testing.T) {
-	change := func(cfg *Config) {
-		withQueue(cfg)
-		workers(4)(cfg)
-	}
+	change := changes(withQueue, workers(4))
 	withRig(t, change, func(t *testing.T, r *rig) {
 		var known atomic.Int32
 		r.on = func(_ context.Context, msg Message) error {

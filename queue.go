@@ -90,10 +90,7 @@ func (q *queue) put(records []engine.Record) (full bool) {
 	q.idle = false
 	q.mu.Unlock()
 	if wake {
-		select {
-		case q.wake <- struct{}{}:
-		default: // there is one that nobody has needed
-		}
+		signal(q.wake)
 	}
 	return full
 }
@@ -146,13 +143,13 @@ func (q *queue) takeNow(n int, listens bool) []engine.Record {
 		q.size -= len(batch)
 	}
 	q.idle = q.idle || listens && q.size == 0
-	signal := q.full && q.size < q.limit
-	if signal {
+	room := q.full && q.size < q.limit
+	if room {
 		q.full = false
 	}
 	q.mu.Unlock()
-	if signal {
-		q.signalRoom()
+	if room {
+		signal(q.room)
 	}
 	return batch
 }
@@ -187,12 +184,14 @@ func (q *queue) close() {
 	q.closed = true
 	q.ring, q.head, q.size = nil, 0, 0
 	q.mu.Unlock()
-	q.signalRoom()
+	signal(q.room)
 }
 
-func (q *queue) signalRoom() {
+// signal puts a value into a channel that has place for one, unless there is one that nobody
+// has needed yet.
+func signal(c chan<- struct{}) {
 	select {
-	case q.room <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }

@@ -45,10 +45,7 @@ func (r *relief) watch(l *lane) {
 	r.mu.Lock()
 	r.next = append(r.next, l)
 	r.mu.Unlock()
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
+	signal(r.wake)
 }
 
 func (r *relief) run(ctx context.Context) {

@@ -3,6 +3,7 @@ package kgroup
 // The tasks of a crew: the lines in which those of one key stand, and those that are ready.
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/kgroup-go/kgroup/internal/engine"
@@ -31,20 +32,28 @@ type task struct {
 // Lines have the tasks of each key, in order.
 type lines struct {
 	of    map[uint64]*line
-	tasks []*task // to be used again, as are
-	spare []*line
+	tasks spares[task]
+	lines spares[line]
+}
+
+// Spares are to be used again.
+type spares[T any] []*T
+
+// take returns one, or makes it.
+func (s *spares[T]) take() *T {
+	n := len(*s)
+	if n == 0 {
+		return new(T)
+	}
+	t := (*s)[n-1]
+	*s = (*s)[:n-1]
+	return t
 }
 
 type line struct{ head, tail *task }
 
 func (l *lines) newTask(r engine.Record) *task {
-	var t *task
-	if n := len(l.tasks); n > 0 {
-		t = l.tasks[n-1]
-		l.tasks = l.tasks[:n-1]
-	} else {
-		t = new(task)
-	}
+	t := l.tasks.take()
 	t.record, t.offset = r, r.Offset()
 	return t
 }
@@ -66,12 +75,7 @@ func (l *lines) add(t *task) (before *task) {
 		before.next, at.tail = t, t
 		return before
 	}
-	if n := len(l.spare); n > 0 {
-		at = l.spare[n-1]
-		l.spare = l.spare[:n-1]
-	} else {
-		at = new(line)
-	}
+	at = l.lines.take()
 	at.head, at.tail = t, t
 	t.line, l.of[t.key] = at, at
 	return nil
@@ -97,7 +101,7 @@ func (l *lines) remove(t *task) {
 	}
 	if at.head == nil {
 		delete(l.of, t.key)
-		l.spare = append(l.spare, at)
+		l.lines = append(l.lines, at)
 	}
 }
 
@@ -133,7 +137,7 @@ func (q *tasks) push(t *task) {
 		q.list = append(q.list, t)
 		return
 	}
-	at, _ := slices.BinarySearchFunc(q.list[q.head:], t.offset, func(o *task, offset int64) int { return int(min(max(o.offset-offset, -1), 1)) })
+	at, _ := slices.BinarySearchFunc(q.list[q.head:], t.offset, func(o *task, offset int64) int { return cmp.Compare(o.offset, offset) })
 	if at == 0 && q.head > 0 {
 		q.head--
 		q.list[q.head] = t

@@ -793,8 +793,8 @@ var mutants = []mutant{
 		name:     "no-trial-of-batches",
 		prevents: "bad batches that look like an outage stop a topic for ever",
 		file:     "batch.go",
-		old:      "h.at.as != asProbe || !h.topic.spent(n+h.at.uncounted) || !h.breaker.trial()) {",
-		new:      "true) {",
+		old:      "if !counts && !h.onTrial(n, permanent) {",
+		new:      "if !counts {",
 		test:     "TestBadBatchesUnderABreaker",
 	},
 }
