@@ -300,24 +300,14 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 		log:       log,
 		hooks:     &a.hooks,
 		telling:   a.teller(claim.Partition),
-		frontier:  frontier{next: -1},
 	}
-	l.hand, l.crew = &hand{lane: l}, newCrew(l)
-	queued := topic.Queue
-	if l.crew != nil {
-		queued -= l.crew.limit
-	}
-	l.queue = newQueue(queued)
-	l.queue.yield = claim.Single
+	l.hand = &hand{lane: l}
 	l.ctx, l.cancel = context.WithCancelCause(a.values)
 	l.settled.Store(-1)
 	l.committed.Store(-1)
-	if a.every { // each message waits for an answer of the broker's, so none is handled where it is polled
+	if a.every {
 		l.everyMessage = func(l *lane, committed func() bool) { a.commitLane(sealed, g, l, committed) }
-	} else if l.crew == nil {
-		l.direct.relieve, l.direct.patience, l.direct.relief = claim.Relieve, claim.Patience, a.relief
 	}
-	l.direct.start()
 	first := l.firstNote()
 	l.note.Store(first)
 	l.inherits = first.says(claim.Offset)
@@ -325,9 +315,16 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 		log.Debug("what an owner before has settled is not handled again", "offsets", offsets)
 	}
 	l.saved.Store(&offer{note: first})
+	l.crew = newCrew(l)
+	queued := topic.Queue
 	if l.crew != nil {
-		l.ahead = newRunAhead(claim.Offset, first.settled)
+		queued -= l.crew.limit
+	} else if !a.every { // else each message waits for the broker's answer, and is not handled where it is polled
+		l.direct.relieve, l.direct.patience, l.direct.relief = claim.Relieve, claim.Patience, a.relief
 	}
+	l.direct.start()
+	l.queue = newQueue(queued)
+	l.queue.yield = claim.Single
 	said := claim.Metadata
 	if l.opens == "" {
 		said = l.metadata(first, claim.Offset, false)

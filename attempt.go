@@ -53,7 +53,6 @@ func (h *hand) finish(record engine.Record) bool {
 	h.read(record, &msg)
 	if h.at.attempt == 0 { // a crew's has been
 		h.at.attempt = 1
-		h.frontier.deliver(msg.Offset)
 		if h.inherits && msg.Offset < h.start {
 			h.disown(msg.Offset)
 			h.inherits = false

@@ -35,6 +35,9 @@ type crew struct {
 	epoch   int     // counts how often offsets have begun anew
 	settled uint64  // how many have been
 
+	frontier frontier
+	ahead    *runAhead
+
 	waiting   int // tasks in nobody's hands
 	active    int // hands that have a task, or look for one
 	parked    int // that wait for one
@@ -65,6 +68,9 @@ func newCrew(l *lane) *crew {
 		hands: map[*hand]struct{}{},
 		lines: lines{of: map[uint64]*line{}},
 		last:  -1,
+
+		frontier: frontier{next: -1},
+		ahead:    newRunAhead(l.start, l.note.Load().settled),
 	}
 	c.pace.start()
 	return c
@@ -322,7 +328,7 @@ func (c *crew) fill(h *hand) bool {
 		}
 	}
 	n := 0
-	for !c.filling && n < len(c.taken) && c.lane.ahead.admits(c.taken[n].offset) {
+	for !c.filling && n < len(c.taken) && c.ahead.admits(c.taken[n].offset) {
 		c.admit(c.taken[n])
 		n++
 	}
@@ -337,8 +343,8 @@ func (c *crew) fill(h *hand) bool {
 // offsets begin anew. What is in somebody's hands has no offset any more.
 func (c *crew) startOver(offset int64) {
 	c.epoch++
-	c.lane.frontier = frontier{next: offset}
-	c.lane.ahead = newRunAhead(offset, nil)
+	c.frontier = frontier{next: offset}
+	c.ahead = newRunAhead(offset, nil)
 	c.lane.settled.Store(offset)
 }
 
@@ -385,8 +391,8 @@ func (c *crew) admit(t *task) {
 		c.startOver(t.offset)
 	}
 	c.last, t.epoch = t.offset, c.epoch
-	t.number = l.frontier.deliver(t.offset)
-	l.ahead.deliver(t.offset)
+	t.number = c.frontier.deliver(t.offset)
+	c.ahead.deliver(t.offset)
 	if l.inherits {
 		past := progress{attempt: 1}
 		if t.past != nil {
@@ -395,7 +401,7 @@ func (c *crew) admit(t *task) {
 		if l.inherit(t.offset, &past) {
 			t.done = true
 			c.pass(t)
-			l.advance()
+			c.advance()
 			c.waiting--
 			c.lines.recycle(t)
 			return
@@ -462,21 +468,32 @@ func (c *crew) settle(h *hand) (settled uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.pass(h.tasks...)
-	c.lane.advance()
+	c.advance()
 	return c.settled
 }
 
-// pass moves the frontier over tasks that are done. It is followed by lane.advance.
+// pass moves the frontier over tasks that are done. It is followed by advance.
 func (c *crew) pass(tasks ...*task) {
 	for _, t := range tasks {
 		if t.done && !t.passed {
 			t.passed = true
 			c.settled++
 			if t.epoch == c.epoch {
-				c.lane.frontier.settleNumber(t.number)
+				c.frontier.settle(t.number)
 			}
 		}
 	}
+}
+
+// advance publishes the frontier, and what owners before have settled behind it.
+func (c *crew) advance() {
+	next := c.frontier.next
+	if next < 0 {
+		return // the first is not settled yet
+	}
+	next = c.lane.note.Load().settled.past(next)
+	c.lane.settled.Store(next)
+	c.ahead.pass(next)
 }
 
 // takeBack lets those go on that stand behind what the hand has done. What it has not done
@@ -486,7 +503,7 @@ func (c *crew) takeBack(h *hand) {
 		return
 	}
 	c.pass(h.tasks...)
-	c.lane.advance()
+	c.advance()
 	for _, t := range h.tasks {
 		if t.done {
 			c.lines.remove(t)

@@ -38,9 +38,7 @@ type lane struct {
 	hand   *hand
 
 	crew     *crew // nil: one message is handled at a time
-	frontier frontier
-	inherits bool      // note says something about messages that were not handled yet
-	ahead    *runAhead // of a crew
+	inherits bool  // note says something about messages that were not handled yet
 	// uncommitted are messages settled since the quarantine has committed them.
 	uncommitted atomic.Int64
 
@@ -155,24 +153,11 @@ func (h *hand) settle(offset int64, hooks bool) {
 // pass settles a message of a lane that handles one at a time.
 func (h *hand) pass(offset int64) {
 	h.passed, h.at.attempt = true, 0
-	h.frontier.settle(offset)
-	next := h.frontier.next
+	next := offset + 1 // it is the only one that was handed out
 	if h.inherits {
 		next = h.note.Load().settled.past(next)
 	}
 	h.settled.Store(next)
-}
-
-// advance publishes the frontier of a lane with a crew, and what owners before have settled
-// behind it.
-func (l *lane) advance() {
-	next := l.frontier.next
-	if next < 0 {
-		return // the first is not settled yet
-	}
-	next = l.note.Load().settled.past(next)
-	l.settled.Store(next)
-	l.ahead.pass(next)
 }
 
 // isCommitted reports whether the frontier is.

@@ -254,8 +254,10 @@ type allocRecord struct {
 func (r *allocRecord) Header(i int) (key, value []byte) { return r.keys[i], r.headers[i].Value }
 
 // testLane is a lane of orders/0 without a worker.
-func testLane(h Handler) *lane {
-	a := newAssignment(context.Background(), Config{}, newMatcher(Topics{"orders": Topic{Handler: h}.withDefaults()}), newFakeEngine(), Config{}.withDefaults().Logger, make(chan struct{}))
+func testLane(h Handler) *lane { return testLaneOf(Topic{Handler: h}) }
+
+func testLaneOf(topic Topic) *lane {
+	a := newAssignment(context.Background(), Config{}, newMatcher(Topics{"orders": topic.withDefaults()}), newFakeEngine(), Config{}.withDefaults().Logger, make(chan struct{}))
 	return a.newLane(context.Background(), &generation{}, at(orders0, 0))
 }
 

@@ -283,7 +283,7 @@ func (l *lane) failed(offset int64, attempts int) {
 func (l *lane) metadata(n *note, settled int64, releases bool) string {
 	e := envelope{initial: l.env.initial, suspects: n.suspects, settled: n.settled.from(settled)}
 	if l.crew != nil {
-		e.settled = e.settled.union(l.frontier.ahead())
+		e.settled = e.settled.union(l.crew.frontier.ahead())
 	}
 	e.tried = n.tried.from(settled).outside(e.settled)
 	if !releases {

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sort"
 	"sync"
 	"time"
 
@@ -20,7 +19,8 @@ import (
 
 // A frontier is the offset before which everything delivered has been settled. It
 // moves over what is settled without a hole, in the order of delivery: offsets
-// themselves have gaps (compaction, transaction markers, aborted messages).
+// themselves have gaps (compaction, transaction markers, aborted messages). Only a lane with
+// a crew needs one: others hand out one message at a time.
 type frontier struct {
 	next  int64 // the frontier; -1 until something was settled or committed
 	open  []delivery
@@ -45,24 +45,8 @@ func (f *frontier) deliver(offset int64) (number int64) {
 	return f.first + int64(len(f.open)-1)
 }
 
-// settle notes that a delivered message is done with, and moves the frontier.
-func (f *frontier) settle(offset int64) {
-	waiting := f.open[f.head:]
-	if len(waiting) == 1 && waiting[0].offset == offset { // with one worker it is
-		f.next = offset + 1
-		f.first += int64(len(f.open))
-		f.open, f.head = f.open[:0], 0
-		return
-	}
-	i := 0
-	if waiting[0].offset != offset {
-		i = sort.Search(len(waiting), func(i int) bool { return waiting[i].offset >= offset })
-	}
-	f.settleNumber(f.first + int64(f.head+i))
-}
-
-// settleNumber is the same for the delivery of that number.
-func (f *frontier) settleNumber(number int64) {
+// settle notes that the message of a delivery is done with, and moves the frontier.
+func (f *frontier) settle(number int64) {
 	f.open[number-f.first].settled = true
 	for f.head < len(f.open) && f.open[f.head].settled {
 		f.next = f.open[f.head].offset + 1

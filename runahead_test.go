@@ -28,7 +28,7 @@ func (o *owners) own(start int64, inherited ranges, steps int) (int64, ranges) {
 	next, _ := slices.BinarySearch(o.offsets, start)
 	var quick, slow []int64
 	settle := func(offset int64) {
-		f.settle(offset)
+		f.settleAt(offset)
 		a.pass(inherited.past(f.next))
 	}
 	for range steps {
@@ -145,7 +145,7 @@ func TestRunAheadWorstCases(t *testing.T) {
 				f.deliver(offset)
 				a.deliver(offset)
 				if n%2 == 1 {
-					f.settle(offset)
+					f.settleAt(offset)
 				}
 				offset += test.distances[n%2]
 			}
