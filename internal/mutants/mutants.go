@@ -120,7 +120,7 @@ var mutants = []mutant{
 		prevents: "the committed offset passes a message that is not settled",
 		file:     "offsets.go",
 		old:      "	for f.head < len(f.open) && f.open[f.head].settled {\n		f.next = f.open[f.head].offset + 1\n",
-		new:      "	f.next = offset + 1\n	for f.head < len(f.open) && f.open[f.head].settled {\n",
+		new:      "	f.next = f.open[number-f.first].offset + 1\n	for f.head < len(f.open) && f.open[f.head].settled {\n",
 		test:     "TestFrontier",
 	},
 	{
