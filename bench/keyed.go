@@ -26,8 +26,9 @@ import (
 
 // Names of contenders.
 const (
-	nameBare = "bare-loop"
-	nameHash = "fixed-hash"
+	nameBare    = "bare-loop"
+	nameHash    = "fixed-hash"
+	nameNoOrder = "no-order"
 )
 
 // A cell is one match of keyed.
@@ -149,7 +150,10 @@ func (o options) keyedMatch(b *broker, c cell, t topic, stderr io.Writer) (match
 			contender{inMode(nameRaw, mode), setup{Kind: "raw", Mode: mode, Engine: own}},
 		)
 		if mode == kgroup.Partitions && c.workers > 1 {
-			m.contenders = append(m.contenders, contender{nameHash, setup{Kind: "hash", Mode: mode, Engine: own, Workers: c.workers}})
+			m.contenders = append(m.contenders,
+				contender{nameHash, setup{Kind: "hash", Mode: mode, Engine: own, Workers: c.workers}},
+				contender{nameNoOrder, setup{Kind: "no-order", Mode: mode, Engine: own, Workers: c.workers}},
+			)
 		}
 	}
 	return m, nil
@@ -165,7 +169,8 @@ func keyedColumns() []column {
 }
 
 // compareKeyed says which share everybody reaches of what is allowed, in its round, and
-// holds kgroup against the fixed hash and the loop without workers.
+// holds kgroup against the loops on the same engine: with a fixed hash, without order, and
+// without workers.
 func compareKeyed(m match, rounds []round) summary {
 	for _, r := range rounds {
 		bare, ok := r.Runs[nameBare]
@@ -192,7 +197,7 @@ func compareKeyed(m match, rounds []round) summary {
 			continue
 		}
 		for _, other := range m.contenders {
-			if other.Kind == "hash" || other.Kind == "raw" && other.Mode == c.Mode {
+			if other.Kind == "hash" || other.Kind == "no-order" || other.Kind == "raw" && other.Mode == c.Mode {
 				s.Comparisons = append(s.Comparisons, compare(m.columns, rounds, c.name, other.name))
 			}
 		}

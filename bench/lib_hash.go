@@ -23,11 +23,6 @@ func joinHash(_ context.Context, j job, m *meter) (leave func() error, err error
 }
 
 func readHashed(p cluster.PartitionConsumer, m *meter, workers int) {
-	go func() {
-		for err := range p.Errors() {
-			complain(err)
-		}
-	}()
 	type ticket struct {
 		*sarama.ConsumerMessage
 		number int

@@ -41,6 +41,11 @@ func (j job) loop(m *meter, read func(cluster.PartitionConsumer)) (leave func() 
 	if j.Mode == kgroup.Partitions {
 		loops.Go(func() {
 			for p := range c.Partitions() {
+				loops.Go(func() {
+					for err := range p.Errors() {
+						complain(err)
+					}
+				})
 				loops.Go(func() { read(p) })
 			}
 		})
@@ -62,11 +67,6 @@ func (j job) loop(m *meter, read func(cluster.PartitionConsumer)) (leave func() 
 // readPartition marks through the partition: Consumer.MarkOffset would look it up
 // for each message.
 func readPartition(p cluster.PartitionConsumer, m *meter) {
-	go func() {
-		for err := range p.Errors() {
-			complain(err)
-		}
-	}()
 	partition := p.Partition()
 	for msg := range p.Messages() {
 		m.handle(partition, msg.Key, msg.Value)
