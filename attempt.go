@@ -7,7 +7,6 @@ package kgroup
 
 import (
 	"errors"
-	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -49,8 +48,14 @@ func (h *hand) finish(record engine.Record) bool {
 	if h.closed.Load() {
 		return false
 	}
-	var msg Message
-	h.read(record, &msg)
+	var msg Message // as read does it, but to write through a pointer costs write barriers
+	var headers int
+	msg.Key, msg.Value, headers = record.Payload()
+	msg.Topic, msg.Partition = h.partition.Topic, h.partition.Number
+	msg.Offset, msg.Timestamp = record.Offset(), record.Timestamp()
+	if headers > 0 {
+		msg.Headers = h.readHeaders(record, headers)
+	}
 	if h.at.attempt == 0 { // a crew's has been
 		h.at.attempt = 1
 		if h.inherits && msg.Offset < h.start {
@@ -150,7 +155,7 @@ func (h *hand) handle(call HandlerFunc, msg *Message) error {
 	defer ctx.end()
 	err := handle(ctx, call, msg)
 	if err != nil && h.ctx.Err() == nil && ctx.Err() != nil {
-		err = fmt.Errorf("%w after %v: %w", ErrHandlerTimeout, h.topic.Timeout, err)
+		err = &timeoutError{h.topic.Timeout, err}
 	}
 	return err
 }
@@ -272,7 +277,11 @@ func (h *hand) block(err *HandlerError, held bool, wait time.Duration) {
 		h.log.Warn("attempt failed", attrs...)
 		return
 	}
-	h.log.Error("message held: its partition does not go on", attrs...)
+	waits := "its partition"
+	if h.crew != nil {
+		waits = "what stands behind it"
+	}
+	h.log.Error("message held: "+waits+" does not go on", attrs...)
 	if h.hooks.Blocked != nil {
 		h.tell(func() { h.hooks.Blocked(err) })
 	}

@@ -42,7 +42,7 @@ type Batch struct {
 // The messages are in the order of their offsets. With Topic.Workers more than one, batches
 // of a partition are handled side by side, and a batch may leave out messages whose keys are
 // in another one. Apart from that, what [Handler] says of Handle is true of HandleBatch. The
-// slice may be kept, and changed.
+// slice may be kept, and changed; a BatchError has the indexes that it had before.
 type BatchHandler interface {
 	HandleBatch(ctx context.Context, msgs []Message) error
 }
@@ -53,7 +53,10 @@ type BatchHandlerFunc func(ctx context.Context, msgs []Message) error
 // HandleBatch calls f.
 func (f BatchHandlerFunc) HandleBatch(ctx context.Context, msgs []Message) error { return f(ctx, msgs) }
 
-// A BatchError is returned by a [BatchHandler] of which some messages have failed.
+// A BatchError is returned by a [BatchHandler] of which some messages have failed. The others
+// are settled, also those of the same key that stand behind one that has failed: who keeps
+// order names them, too. It may be wrapped, but not joined with other errors: then all have
+// failed.
 type BatchError struct {
 	// Failed has an error for each of them, by its index in the batch: one that may be
 	// [Permanent], or say when to come again ([RetryAfter]). A BatchError without any, or
@@ -83,11 +86,8 @@ func (e *BatchError) Unwrap() []error {
 
 // failedOf is what err says of single messages of a batch of n; nil: nothing.
 func failedOf(err error, n int) map[int]error {
-	if err == nil {
-		return nil
-	}
-	named := (*BatchError)(nil)
-	if !errors.As(err, &named) || named == nil || len(named.Failed) == 0 {
+	named := batchErrorOf(err)
+	if named == nil || len(named.Failed) == 0 {
 		return nil
 	}
 	for i := range named.Failed {
@@ -98,9 +98,29 @@ func failedOf(err error, n int) map[int]error {
 	return named.Failed
 }
 
+// batchErrorOf is the BatchError that err is, or wraps. Beside another error it does not say
+// all there is to say, nor does it in a panic.
+func batchErrorOf(err error) *BatchError {
+	for err != nil {
+		switch e := err.(type) { //nolint:errorlint // see above
+		case *BatchError:
+			return e
+		case *timeoutError:
+			err = e.err
+		case *PanicError:
+			return nil
+		default:
+			err = errors.Unwrap(err)
+		}
+	}
+	return nil
+}
+
 // TypedBatch makes a [BatchHandler] of a function that takes decoded values, values[i] being
-// that of msgs[i]. Messages that decode refuses fail; handle gets the others. The indexes of
-// a [*BatchError] that handle returns are those of its own slices.
+// that of msgs[i]. Messages that decode refuses with a [Permanent] error fail; handle gets the
+// others. Any other error of decode concerns the whole batch, because messages must not
+// overtake one that is decoded later. The indexes of a [*BatchError] that handle returns are
+// those of its own slices.
 func TypedBatch[T any](decode func(ctx context.Context, msg Message) (T, error), handle func(ctx context.Context, values []T, msgs []Message) error) BatchHandler {
 	if decode == nil || handle == nil {
 		return BatchHandlerFunc(nil) // New finds it
@@ -110,9 +130,13 @@ func TypedBatch[T any](decode func(ctx context.Context, msg Message) (T, error),
 		failed := map[int]error{}
 		for i, msg := range msgs {
 			value, err := decode(ctx, msg)
-			if err != nil {
+			switch {
+			case err == nil:
+			case isPermanent(err):
 				failed[i] = err
 				continue
+			default:
+				return err
 			}
 			values, kept, at = append(values, value), append(kept, msg), append(at, i)
 		}
@@ -201,7 +225,6 @@ collecting:
 			break collecting
 		}
 	}
-	slices.SortFunc(h.tasks, func(a, b *task) int { return cmp.Compare(a.offset, b.offset) })
 	return true
 }
 
@@ -248,6 +271,7 @@ func (c *crew) gather() {
 // alone; false, the lane is at its end.
 func (c *crew) together(h *hand) bool {
 	l := c.lane
+	slices.SortFunc(h.tasks, func(a, b *task) int { return cmp.Compare(a.offset, b.offset) })
 	for !h.split && !h.tasks[0].done {
 		switch {
 		case l.closed.Load():
@@ -257,9 +281,10 @@ func (c *crew) together(h *hand) bool {
 			continue
 		}
 		msgs := h.messages()
+		first := msgs[0] // the handler may change the slice
 		err, guarded := errGoexit, true
 		if !h.at.attempting {
-			if guarded = h.guarded(); guarded && !h.begin(msgs[0].Offset) {
+			if guarded = h.guarded(); guarded && !h.begin(first.Offset) {
 				return false
 			}
 			h.at.attempting = true
@@ -271,7 +296,7 @@ func (c *crew) together(h *hand) bool {
 			l.quarantine.leave(h)
 		}
 		if err != nil && failed == nil {
-			if !h.failTogether(msgs[0], err) {
+			if !h.failTogether(first, err) {
 				return false
 			}
 			continue
@@ -311,8 +336,10 @@ func (h *hand) settleTogether(failed map[int]error, guarded bool) {
 	}
 	h.crew.settle(h)
 	if h.quarantine != nil {
-		for range good {
-			h.quarantine.settled(h)
+		for _, t := range h.tasks {
+			if t.done {
+				h.quarantine.settled(h, t.offset)
+			}
 		}
 	}
 	switch {

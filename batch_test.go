@@ -150,10 +150,14 @@ func TestBatchThatFails(t *testing.T) {
 		"none named":  &BatchError{},
 		"bad index":   &BatchError{Failed: map[int]error{7: errHandler}},
 		"wrapped nil": fmt.Errorf("x: %w", (*BatchError)(nil)),
+		// What stands beside it is not about the messages that it names.
+		"joined": errors.Join(&BatchError{Failed: map[int]error{1: errHandler}}, errTransient),
+		"both":   fmt.Errorf("%w, %w", errTransient, &BatchError{Failed: map[int]error{1: errHandler}}),
+		"panic":  errThrown{&BatchError{Failed: map[int]error{1: errHandler}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			withBatches(t, topic, func(t *testing.T, r *rig, b *batcher) {
-				b.on = failsWith(1, err)
+				b.on = throws(failsWith(1, err))
 				r.receives(orders0, 0, 1, 2)
 				r.after(10 * time.Second)
 				assert.Equal(t, []string{"0,1,2#1", "0,1,2#2", "0#3", "1#3", "2#3"}, b.batches())
@@ -162,6 +166,36 @@ func TestBatchThatFails(t *testing.T) {
 			})
 		})
 	}
+}
+
+// errThrown is not returned, but thrown.
+type errThrown struct{ error }
+
+func throws(handle func(context.Context, []Message) error) func(context.Context, []Message) error {
+	return func(ctx context.Context, msgs []Message) error {
+		err := handle(ctx, msgs)
+		if thrown, ok := err.(errThrown); ok { //nolint:errorlint // as it was made
+			panic(thrown.error)
+		}
+		return err
+	}
+}
+
+// What a handler does with the slice is its own business.
+func TestBatchThatIsChanged(t *testing.T) {
+	topic := Topic{Batch: Batch{Size: 3, Wait: time.Second}, Retry: Retry{MinBackoff: time.Second, MaxBackoff: time.Second}}
+	withBatches(t, topic, func(t *testing.T, r *rig, b *batcher) {
+		b.on = func(_ context.Context, msgs []Message) error {
+			clear(msgs)
+			return errHandler
+		}
+		r.receives(orders0, 7, 8, 9)
+		r.after(500 * time.Millisecond)
+		assert.Len(t, r.logs.with("batch failed", "offset=7", "attempt=1"), 1)
+		r.after(time.Minute)
+		require.Len(t, r.history.all("blocked"), 1)
+		assert.Contains(t, r.history.all("blocked")[0], "orders/0@7#")
+	})
 }
 
 func TestBatchThatFailsForGood(t *testing.T) {
@@ -297,6 +331,18 @@ func TestTimeoutOfABatch(t *testing.T) {
 		assert.Equal(t, []string{"0,1#1", "0,1#2"}, b.batches())
 		require.Len(t, r.logs.with("handler timeout after 1s"), 1)
 	})
+	withBatches(t, topic, func(t *testing.T, r *rig, b *batcher) {
+		b.on = func(ctx context.Context, msgs []Message) error {
+			if msgs[0].Attempt > 1 {
+				return nil
+			}
+			<-ctx.Done()
+			return &BatchError{Failed: map[int]error{1: errHandler}}
+		}
+		r.receives(orders0, 0, 1)
+		r.after(10 * time.Second)
+		assert.Equal(t, []string{"0,1#1", "1#2"}, b.batches(), "the first was in time")
+	})
 }
 
 func TestBatchError(t *testing.T) {
@@ -308,7 +354,13 @@ func TestBatchError(t *testing.T) {
 }
 
 func TestTypedBatch(t *testing.T) {
-	decode := func(_ context.Context, msg Message) (int, error) { return strconv.Atoi(string(msg.Value)) }
+	decode := func(_ context.Context, msg Message) (int, error) {
+		if string(msg.Value) == "later" {
+			return 0, errTransient
+		}
+		n, err := strconv.Atoi(string(msg.Value))
+		return n, Permanent(err)
+	}
 	batch := func(values ...string) []Message {
 		var msgs []Message
 		for i, value := range values {
@@ -348,6 +400,11 @@ func TestTypedBatch(t *testing.T) {
 	assert.False(t, errors.As(h.HandleBatch(ctx, batch("x", "99")), &named) && len(named.Failed) == 1)
 
 	got = nil
+	err := h.HandleBatch(ctx, batch("1", "later", "x", "2"))
+	require.ErrorIs(t, err, errTransient)
+	assert.Nil(t, failedOf(err, 4), "2 must not overtake what is decoded later")
+	assert.Nil(t, got)
+
 	require.ErrorAs(t, h.HandleBatch(ctx, batch("x")), &named)
 	assert.Nil(t, got, "nothing to handle")
 }

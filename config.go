@@ -174,8 +174,12 @@ type Topic struct {
 	// once, and each waits for those before it. Messages without a key have no order. A key
 	// that waits, for a retry or because its message is held, keeps no other key from going on
 	// until about 13,800 offsets behind it have been delivered, or half of Queue waits. (Where
-	// offsets are far apart, as in a compacted topic, 863 messages or more.) Zero: 1. At most 16,384; negative is a
-	// mistake.
+	// offsets are far apart, as in a compacted topic, some hundred messages: 575 if there are
+	// 1,000 offsets from one to the next.) Zero: 1. At most 16,384; negative is a mistake.
+	//
+	// Where handlers wait, use it with Config.Mode Partitions. In Multiplex mode, messages of one
+	// partition come hundreds in a row, fill its Queue and keep the others waiting: mostly the
+	// workers of one partition are busy.
 	//
 	// With batches, it is how many of them.
 	Workers int

@@ -3,8 +3,8 @@ package kgroup
 // Several messages of a lane at once: Topic.Workers of them, never two of one key. What is
 // in the queue becomes tasks. Those of one key stand in a line, of which the first is ready
 // or in somebody's hands; a hand that is free takes the oldest task that is ready. So keys
-// are not tied to hands, and a slow one keeps nobody else waiting. tasks.go has the lines;
-// batch.go what is different where messages are handled in batches.
+// are not tied to hands, and a slow one keeps nobody else waiting. crew_wakes.go says which
+// hands are at work; tasks.go has the lines; batch.go what is different with batches.
 
 import (
 	"context"
@@ -96,7 +96,10 @@ func (c *crew) hire() {
 func (c *crew) work(h *hand) {
 	ended := false
 	defer func() {
-		if !ended { // the handler or a hook called runtime.Goexit
+		if !ended { // the handler, Topic.Key or a hook called runtime.Goexit
+			c.mu.Lock()
+			c.ring()
+			c.mu.Unlock()
 			go c.work(h)
 		}
 	}()
@@ -149,7 +152,7 @@ func (c *crew) next(h *hand) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.takeBack(h)
-	for !c.lane.closed.Load() {
+	for !c.over() {
 		switch {
 		case c.active > c.workers:
 			c.active--
@@ -175,123 +178,6 @@ func (c *crew) next(h *hand) bool {
 		c.park()
 	}
 	return false
-}
-
-// giveWay gives the place of a hand to one that wants to go on, if there is any.
-func (c *crew) giveWay() bool {
-	if len(c.returning) == 0 {
-		return false
-	}
-	close(c.returning[0])
-	c.returning = c.returning[1:]
-	return true
-}
-
-// park waits until there may be something to do.
-func (c *crew) park() {
-	c.parked++
-	c.mu.Unlock()
-	select {
-	case <-c.lane.queue.wake:
-	case <-c.bell:
-	case <-c.lane.sealed:
-	}
-	c.mu.Lock()
-	c.parked--
-	c.active++
-}
-
-// ring gets another hand if there is something to do for it, or if nobody would notice when
-// there is. But while the handler is quick, one hand does everything: to wake another takes
-// longer.
-func (c *crew) ring() {
-	switch {
-	case c.active >= c.workers || c.lane.closed.Load():
-	case c.pace.quick.Load():
-		c.arm()
-	case c.parked == 0:
-		if len(c.hands)-c.resting < c.workers {
-			c.hire()
-		}
-	case c.ready.len() > 0 && c.collector == nil, c.again.len() > 0, c.takes() && !c.lane.queue.listen():
-		signal(c.bell)
-	}
-}
-
-// crewAlarm is how often it is looked whether a quick handler is so still.
-const crewAlarm = time.Millisecond
-
-func (c *crew) arm() {
-	if c.armed {
-		return
-	}
-	c.armed, c.heard = true, c.beat
-	if c.alarm == nil {
-		c.alarm = time.AfterFunc(crewAlarm, c.alarmed)
-	} else {
-		c.alarm.Reset(crewAlarm)
-	}
-}
-
-// alarmed looks whether a task was picked since the last time.
-func (c *crew) alarmed() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case c.active == 0 || c.lane.closed.Load():
-		c.armed = false
-	case c.beat != c.heard:
-		c.heard = c.beat
-		c.alarm.Reset(crewAlarm)
-	default:
-		c.armed = false
-		c.pace.slow()
-		c.ring()
-	}
-}
-
-// rest gives the hand's place to others while it waits for something; resume takes one
-// again. Without a crew nobody else wants it.
-func (h *hand) rest() {
-	c := h.crew
-	if c == nil {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.resting++
-	if c.giveWay() {
-		return
-	}
-	c.active--
-	c.pace.slow()
-	c.ring()
-	if c.parked > 0 { // it may have been woken in vain when all places were taken
-		signal(c.bell)
-	}
-}
-
-func (h *hand) resume() {
-	c := h.crew
-	if c == nil {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.active < c.workers {
-		c.active++
-	} else {
-		place := make(chan struct{})
-		c.returning = append(c.returning, place)
-		c.mu.Unlock()
-		select {
-		case <-place:
-		case <-c.lane.sealed: // it will end
-		}
-		c.mu.Lock()
-	}
-	c.resting--
-	c.ring() // another message may wait now
 }
 
 // fillUp fills until there is something for another hand, too: it is not called otherwise.

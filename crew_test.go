@@ -379,6 +379,33 @@ func TestWorkersAreBounded(t *testing.T) {
 	})
 }
 
+// Those of batches that are handled alone wait with a goroutine each, too.
+func TestHandsOfBatchesAreBounded(t *testing.T) {
+	const size, queue = 100, 64
+	topic := Topic{Workers: 2, Queue: queue, Batch: Batch{Size: size, Wait: time.Second}}
+	withBatches(t, topic, func(t *testing.T, r *rig, b *batcher) {
+		before := runtime.NumGoroutine()
+		b.on = func(_ context.Context, msgs []Message) error {
+			failed := map[int]error{}
+			for i := range msgs {
+				failed[i] = RetryAfter(errHandler, time.Hour)
+			}
+			return &BatchError{Failed: failed}
+		}
+		r.engine.assign(at(orders0, 0))
+		for offset := range int64(2 * size) {
+			r.engine.lane(orders0).Deliver([]engine.Record{&fakeRecord{offset: offset, key: []byte(strconv.FormatInt(offset, 10))}})
+			synctest.Wait()
+		}
+		r.after(10 * time.Minute)
+		assert.Greater(t, runtime.NumGoroutine()-before, size/2, "the messages of a batch wait")
+		assert.LessOrEqual(t, runtime.NumGoroutine()-before, 2*size+queue/2+2)
+		b.on = nil
+		r.after(2 * time.Hour)
+		assert.EqualValues(t, 2*size, r.engine.acknowledged(orders0))
+	})
+}
+
 // A key that waits keeps no other from going on, until half of Queue waits for it.
 func TestOneBlockedKeyOfMany(t *testing.T) {
 	withRig(t, workers(4), func(t *testing.T, r *rig) {
@@ -648,6 +675,38 @@ func TestSuspectsOfWorkers(t *testing.T) {
 	})
 }
 
+// Where somebody has died, no more is settled and not committed than the next owner will
+// suspect, if all die. While a commit takes its time, the other hands wait, too.
+func TestWorkersWaitForCommitsAfterADeath(t *testing.T) {
+	const n, queue, total = 16, 32, 600
+	change := changes(workers(n), onOrders(func(topic *Topic) { topic.Queue = queue }))
+	withRig(t, change, func(t *testing.T, r *rig) {
+		r.engine.assign(found(orders0, 0, "kgroup/1 o=2"))
+		r.engine.answer(slow(300 * time.Millisecond))
+		l := r.engine.lane(orders0).(*lane)
+		var most, settled uint64
+		offset := int64(0)
+		for full := false; settled < total; r.after(10 * time.Millisecond) {
+			for !full && offset < total {
+				full = l.Deliver([]engine.Record{&fakeRecord{offset: offset, key: []byte(strconv.FormatInt(offset, 10))}})
+				offset++
+				synctest.Wait()
+			}
+			select {
+			case <-l.Room():
+				full = false
+			default:
+			}
+			l.crew.mu.Lock()
+			settled = l.crew.settled
+			l.crew.mu.Unlock()
+			most = max(most, settled-l.saved.Load().settled)
+		}
+		assert.LessOrEqual(t, most, uint64(queue+n))
+		assert.Greater(t, most, uint64(queue/2), "they do not wait for each message")
+	})
+}
+
 // A deadly message among others that are handled at once is found.
 func TestDeadlyMessageOfWorkers(t *testing.T) {
 	change := changes(withQueue, workers(4))
@@ -748,6 +807,23 @@ func TestNextOwnerSkipsWhatIsSettled(t *testing.T) {
 	}
 }
 
+// The partition has lost its end: what is there now are other messages.
+func TestNextOwnerSkipsNothingBeyondTheEnd(t *testing.T) {
+	claim := found(orders0, 5, "kgroup/1 f=5 a=6:3 r="+ranges{{7, 10}}.encode(5, maxRanges))
+	claim.HasEnd = true
+	for end, want := range map[int64]string{10: "10#1 5#1 6#4", 9: "10#1 5#1 6#1 7#1 8#1 9#1"} {
+		claim.End = end
+		withRig(t, workers(4), func(t *testing.T, r *rig) {
+			r.engine.assign(claim)
+			r.engine.keyed(orders0, 5, "abcdef")
+			r.after(10 * time.Second)
+			assert.Equal(t, want, r.sorted(orders0))
+			assert.EqualValues(t, 11, r.engine.acknowledged(orders0))
+			assert.Len(t, r.history.all("error", "ends at 9"), int(10-end))
+		})
+	}
+}
+
 // Under CommitEveryMessage each worker waits for the answer, also if the frontier stands.
 func TestCommitEveryMessageBeyondTheFrontier(t *testing.T) {
 	change := changes(workers(2), committing(CommitEveryMessage))
@@ -779,6 +855,25 @@ func TestLettersOfWorkers(t *testing.T) {
 		r.after(time.Second)
 		assert.Equal(t, "0#1 1#1 2#1 3#1 4#1 5#1", r.sorted(orders0))
 		assert.EqualValues(t, 6, r.engine.acknowledged(orders0))
+	})
+}
+
+// A lane is sealed some time before it is closed. Its hands do not go round until then.
+func TestHandsEndWithTheSeal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		topic := Topic{Workers: 4, Handler: HandlerFunc(func(context.Context, Message) error { time.Sleep(time.Second); return nil })}.withDefaults()
+		a := newAssignment(t.Context(), Config{}, newMatcher(Topics{"orders": topic}), newFakeEngine(), slog.New(slog.DiscardHandler), make(chan struct{}))
+		ctx, seal := context.WithCancel(t.Context())
+		l := a.newLane(ctx, &generation{}, at(orders0, 0))
+		go l.work()
+		for offset := range int64(10) {
+			l.Deliver([]engine.Record{&fakeRecord{offset: offset}})
+		}
+		time.Sleep(time.Minute)
+		seal()
+		synctest.Wait()
+		assert.True(t, isClosed(l.done))
+		l.close()
 	})
 }
 

@@ -79,8 +79,7 @@
 // waits in a handler which used to be quick, and short-lived ones for single requests;
 // with Workers, so many for a partition instead of one, when there is work for them, and
 // one for each message that waits for its next attempt (half of Queue, and Workers, at
-// most). The
-// engine has about as many. Of the functions that may be asked for credentials at
+// most; with batches, half of Queue and Workers times Batch.Size). The engine has about as many. Of the functions that may be asked for credentials at
 // each connection 8 run at once at most.
 //
 // Connecting takes at most Config.ConnectTimeout for one attempt, TLS and SASL

@@ -17,6 +17,7 @@ func ExampleTopic_workers() {
 	_, err := kgroup.New(kgroup.Config{
 		Brokers: []string{"localhost:9092"},
 		Group:   "billing",
+		Mode:    kgroup.Partitions, // or a partition that is behind keeps the others waiting
 		Topics: kgroup.Topics{
 			"payments": {
 				Handler: kgroup.HandlerFunc(func(context.Context, kgroup.Message) error {

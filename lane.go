@@ -39,8 +39,8 @@ type lane struct {
 
 	crew     *crew // nil: one message is handled at a time
 	inherits bool  // note says something about messages that were not handled yet
-	// uncommitted are messages settled since the quarantine has committed them.
-	uncommitted atomic.Int64
+	// unrecorded are messages settled since the quarantine has committed them, without a crew.
+	unrecorded int64
 
 	direct     direct
 	breaker    *breaker
@@ -146,7 +146,7 @@ func (h *hand) settle(offset int64, hooks bool) {
 		h.pass(offset)
 	}
 	if h.quarantine != nil {
-		h.quarantine.settled(h)
+		h.quarantine.settled(h, offset)
 	}
 }
 
@@ -177,14 +177,18 @@ func (h *hand) read(r engine.Record, msg *Message) {
 	msg.Key, msg.Value, headers = r.Payload()
 	msg.Topic, msg.Partition = h.partition.Topic, h.partition.Number
 	msg.Offset, msg.Timestamp = r.Offset(), r.Timestamp()
-	if headers == 0 {
-		return
+	if headers > 0 {
+		msg.Headers = h.readHeaders(r, headers)
 	}
-	msg.Headers = make([]Header, headers)
-	for i := range msg.Headers {
+}
+
+func (h *hand) readHeaders(r engine.Record, n int) []Header {
+	headers := make([]Header, n)
+	for i := range headers {
 		key, value := r.Header(i)
-		msg.Headers[i] = Header{Key: h.intern(key), Value: value}
+		headers[i] = Header{Key: h.intern(key), Value: value}
 	}
+	return headers
 }
 
 // maxHeaderKeys bounds the keys a hand remembers: a topic that makes up new ones

@@ -15,6 +15,7 @@ import (
 	"github.com/Shopify/sarama"
 
 	"github.com/kgroup-go/kgroup/internal/engine"
+	"github.com/kgroup-go/kgroup/internal/wire"
 )
 
 var (
@@ -204,7 +205,7 @@ func (l *levers) Leader(topic string, partition int32) (*sarama.Broker, error) {
 func (l *levers) GetOffset(topic string, partition int32, at int64) (int64, error) {
 	p := engine.Partition{Topic: topic, Number: partition}
 	committed, has := l.group.member.committed(p)
-	offset, err := l.ask(p, at, has, committed.Offset)
+	offset, err := l.ask(p, at, has, committed)
 	if errors.Is(err, sarama.ErrClosedClient) {
 		return -1, err
 	}
@@ -262,7 +263,7 @@ var errUnanswered = errors.New("no broker has answered")
 // ask asks for an offset, and reports a failure. A partition with a committed offset
 // can begin without the answer, so a broker that hangs is not waited for, nor asked
 // again.
-func (l *levers) ask(p engine.Partition, at int64, has bool, committed int64) (int64, error) {
+func (l *levers) ask(p engine.Partition, at int64, has bool, committed wire.Offset) (int64, error) {
 	if has && l.unreachable(p) {
 		return -1, errUnanswered
 	}
@@ -273,8 +274,8 @@ func (l *levers) ask(p engine.Partition, at int64, has bool, committed int64) (i
 	answered := make(chan answer, 1)
 	l.group.routines.Go(func() {
 		offset, err := l.Client.GetOffset(p.Topic, p.Number, at)
-		if err == nil && at == sarama.OffsetNewest && has && offset < committed && !l.isGone(p) && l.reaches(p, committed) {
-			offset = committed
+		if err == nil && at == sarama.OffsetNewest && has && !l.isGone(p) {
+			offset = l.reached(p, offset, committed)
 		}
 		answered <- answer{offset, err}
 	})
@@ -293,9 +294,20 @@ func (l *levers) ask(p engine.Partition, at int64, has bool, committed int64) (i
 	return a.offset, a.err
 }
 
-// reaches reports whether a partition has an offset that lies beyond the end that its
-// leader has told. After a crash a Kafka before 2.2 tells too low an end, until the
+// reached is the end of a partition, of which the leader has told one, if a commit speaks of
+// messages behind that. After a crash a Kafka before 2.2 tells too low an end, until the
 // followers have caught up (KIP-207). To a fetch it tells the truth.
+func (l *levers) reached(p engine.Partition, told int64, committed wire.Offset) int64 {
+	said, _ := parseEnvelope(committed.Metadata, committed.Offset)
+	for _, end := range []int64{said.end(), committed.Offset} {
+		if told < end && l.reaches(p, end) {
+			return end
+		}
+	}
+	return told
+}
+
+// reaches reports whether a partition has an offset, or ends there.
 func (l *levers) reaches(p engine.Partition, offset int64) bool {
 	leader, err := l.Client.Leader(p.Topic, p.Number)
 	if err != nil {
@@ -380,6 +392,9 @@ func (l *levers) claims(current map[string][]int32) []engine.Claim {
 				claim.Metadata = envelope{initial: l.initial[topic]}.encode(at.newest)
 			case has && !at.gone:
 				claim.Offset, claim.Committed, claim.Metadata = committed.Offset, true, committed.Metadata
+				if claim.HasEnd = !at.unknown; claim.HasEnd {
+					claim.End = at.newest
+				}
 			case has && committed.Offset < at.oldest:
 				gone = append(gone, fmt.Errorf("%v: the committed offset %d is gone, and so are %d messages: going on at the oldest, %d", p, committed.Offset, at.oldest-committed.Offset, at.oldest))
 			case has:

@@ -333,11 +333,11 @@ func TestWhereAPartitionBegins(t *testing.T) {
 	}{
 		{
 			name: "committed", committed: 70, metadata: "kgroup/1 n=2", broker: found,
-			want: engine.Claim{Offset: 70, Committed: true, Metadata: "kgroup/1 n=2"},
+			want: engine.Claim{Offset: 70, Committed: true, Metadata: "kgroup/1 n=2", HasEnd: true, End: 100},
 		},
-		{name: "committed at the oldest", committed: 40, broker: found, want: engine.Claim{Offset: 40, Committed: true}},
-		{name: "committed at the end", committed: 100, broker: found, want: engine.Claim{Offset: 100, Committed: true}},
-		{name: "committed, whatever Start says", start: Newest, committed: 70, broker: found, want: engine.Claim{Offset: 70, Committed: true}},
+		{name: "committed at the oldest", committed: 40, broker: found, want: engine.Claim{Offset: 40, Committed: true, HasEnd: true, End: 100}},
+		{name: "committed at the end", committed: 100, broker: found, want: engine.Claim{Offset: 100, Committed: true, HasEnd: true, End: 100}},
+		{name: "committed, whatever Start says", start: Newest, committed: 70, broker: found, want: engine.Claim{Offset: 70, Committed: true, HasEnd: true, End: 100}},
 		{
 			name: "gone", committed: 30, metadata: "kgroup/1 n=2", broker: found,
 			want:    engine.Claim{Offset: 40},
@@ -356,7 +356,16 @@ func TestWhereAPartitionBegins(t *testing.T) {
 		{
 			// What a Kafka before 2.2 tells after a crash, and where the log really ends.
 			name: "beyond the end that the leader has told", committed: 70, broker: offsets{newest: 0, oldest: 0},
-			want: engine.Claim{Offset: 70, Committed: true},
+			want: engine.Claim{Offset: 70, Committed: true, HasEnd: true, End: 70},
+		},
+		{
+			name: "speaks of messages beyond the end that the leader has told", committed: 70, metadata: "kgroup/1 f=70 a=80:1",
+			broker: offsets{newest: 0, oldest: 0},
+			want:   engine.Claim{Offset: 70, Committed: true, Metadata: "kgroup/1 f=70 a=80:1", HasEnd: true, End: 81},
+		},
+		{
+			name: "speaks of messages beyond the end", committed: 70, metadata: "kgroup/1 f=70 a=120:1", broker: found,
+			want: engine.Claim{Offset: 70, Committed: true, Metadata: "kgroup/1 f=70 a=120:1", HasEnd: true, End: 100},
 		},
 		{name: "none", committed: none, broker: found, want: engine.Claim{Offset: 40}},
 		{name: "none in an empty partition", committed: none, broker: offsets{}, want: engine.Claim{Offset: 0}},
@@ -470,7 +479,7 @@ func TestPartitionAddedUnderNewest(t *testing.T) {
 		assert.EqualValues(t, 40, begins(t, g, orders1))
 		claims := g.levers.claims(map[string][]int32{"orders": {0, 1}})
 		assert.Equal(t, []engine.Claim{
-			{Partition: orders0, Offset: 100, Committed: true, Metadata: "kgroup/1 n=1"},
+			{Partition: orders0, Offset: 100, Committed: true, Metadata: "kgroup/1 n=1", HasEnd: true, End: 100},
 			{Partition: orders1, Offset: 40},
 		}, claims)
 	})
@@ -526,7 +535,7 @@ func TestNewestDoesNotSkipWhatWasCommittedUnseen(t *testing.T) {
 		_, seen := g.member.committed(orders0)
 		require.False(t, seen)
 		assert.EqualValues(t, 40, begins(t, g, orders0), "the range that the engine is told")
-		assert.Equal(t, []engine.Claim{{Partition: orders0, Offset: 70, Committed: true, Metadata: "kgroup/1 n=1"}}, g.levers.claims(map[string][]int32{"orders": {0}}))
+		assert.Equal(t, []engine.Claim{{Partition: orders0, Offset: 70, Committed: true, Metadata: "kgroup/1 n=1", HasEnd: true, End: 100}}, g.levers.claims(map[string][]int32{"orders": {0}}))
 	})
 }
 

@@ -62,6 +62,14 @@ func (m marks) outside(r ranges) marks {
 	return slices.DeleteFunc(slices.Clone(m), func(m mark) bool { return r.contains(m.offset) })
 }
 
+// end is the offset after the last of the messages; 0 if there is none.
+func (m marks) end() int64 {
+	if len(m) == 0 {
+		return 0
+	}
+	return m[len(m)-1].offset + 1
+}
+
 // of is the mark of the message at offset.
 func (m marks) of(offset int64) mark {
 	if at, found := m.search(offset); found {
@@ -169,9 +177,17 @@ func parseEnvelope(metadata string, at int64) (envelope, error) {
 		}
 	}
 	if elsewhere { // moved by a tool, as MirrorMaker does: what it says of messages is said of others
-		e.tried, e.alone, e.settled = nil, nil, nil
+		e.forgetMessages()
 	}
 	return e, nil
+}
+
+// forgetMessages drops what e says of single messages.
+func (e *envelope) forgetMessages() { e.tried, e.alone, e.settled = nil, nil, nil }
+
+// end is the offset after the last message of which e says anything; 0 if there is none.
+func (e *envelope) end() int64 {
+	return max(e.settled.end(), e.tried.end(), e.alone.end())
 }
 
 // set reports whether value can be key's.

@@ -159,24 +159,34 @@ func (q *quarantine) suspects(l *lane, offset int64) bool {
 // settled counts a message that has killed nobody. In a lane that was found open, every
 // so many messages are committed from then on: a deadly one is among the suspects of
 // the next owner.
-func (q *quarantine) settled(h *hand) {
+func (q *quarantine) settled(h *hand, offset int64) {
 	l := h.lane
-	if l.foundOpen() && l.uncommitted.Add(1) >= int64(l.topic.Queue) && h.holds != everything {
-		l.uncommitted.Store(0)
+	if l.foundOpen() && h.uncommitted() >= int64(l.topic.Queue) && h.holds != everything {
 		q.record(l)
+		h.lane.unrecorded = 0
 	}
 	if l.note.Load().suspects == 0 {
 		return
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.lanes[l] == nil {
+	if s := q.lanes[l]; s == nil || s.end >= 0 && offset >= s.end {
 		return
 	}
 	l.noted(func(n *note) { n.suspects-- })
 	if l.note.Load().suspects == 0 {
 		q.clear(l)
 	}
+}
+
+// uncommitted is how many messages have been settled since the quarantine, or of a crew
+// anybody, has committed any.
+func (h *hand) uncommitted() int64 {
+	if c := h.crew; c != nil {
+		return int64(c.settle(h) - h.saved.Load().settled)
+	}
+	h.lane.unrecorded++
+	return h.lane.unrecorded
 }
 
 // acquit takes a lane out that does not go on.

@@ -12,6 +12,18 @@ import (
 	"time"
 )
 
+// A timeoutError is what an attempt returned after its time was over.
+type timeoutError struct {
+	after time.Duration
+	err   error
+}
+
+func (e *timeoutError) Error() string {
+	return fmt.Sprintf("%v after %v: %v", ErrHandlerTimeout, e.after, e.err)
+}
+
+func (e *timeoutError) Unwrap() []error { return []error{ErrHandlerTimeout, e.err} }
+
 // An attemptContext is context.WithDeadlineCause(parent, deadline, ErrHandlerTimeout), made
 // when it is needed. Until then it says itself whether it is over. It belongs to one attempt:
 // the handler may have given it to others, who ask when that has ended.

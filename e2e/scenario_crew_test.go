@@ -152,8 +152,8 @@ func slowMovesOn(ends bool) func(*env) {
 
 // A topic is deleted and made again, with more messages than were committed, or with
 // fewer. What was said of the old ones, that they are settled beyond the committed offset,
-// is not said of the new. Brokers forget it with the topic; where they do not, it says
-// nothing beyond the end.
+// is not said of the new. Brokers forget it with the topic; where they do not, or where a
+// partition has lost its end, nothing is believed that is said of messages beyond the end.
 func madeAgain(n int, kept bool) func(*env) {
 	return func(e *env) {
 		topic, _ := e.settledBeyond()
@@ -171,8 +171,14 @@ func madeAgain(n int, kept bool) func(*env) {
 		}
 		e.anew(topic)
 		e.send(e.records(topic, n)...)
+		from := int64(0)
+		if kept && n >= heldAt {
+			from = heldAt // the committed offset counts
+			e.history.NotOwed(topic, 0, from)
+		}
 		a := e.start("a", kgroup.Topics{topic: crew{Workers: 16}.topic(quick)})
-		a.handled(int64(n))
+		a.handled(int64(n) - from)
+		e.produce(topic, 200)
 		e.awaitCommitted()
 	}
 }

@@ -101,6 +101,7 @@ var scenarios = []scenario{
 	{name: "topic made again, longer, 16 workers", run: madeAgain(400, false), main: true},
 	{name: "topic made again, shorter, 16 workers", run: madeAgain(20, false)},
 	{name: "topic made again, shorter, and its offsets kept, 16 workers", run: madeAgain(20, true)},
+	{name: "topic made again, not as long as its metadata says, 16 workers", run: madeAgain(100, true), main: true},
 	{name: "offsets moved with their metadata, 16 workers", run: offsetsReset(heldAt-20, true), main: true},
 	{name: "offsets set back, 16 workers", run: offsetsReset(0, false), main: true},
 	{name: "offsets set forth, 16 workers", run: offsetsReset(2*heldAt, false)},

@@ -48,6 +48,8 @@ type Claim struct {
 	Offset    int64  // of the first message, or, where offsets have gaps, one before it
 	Metadata  string // as committed with Offset; empty if Offset was not committed
 	Committed bool   // Offset is the committed one
+	HasEnd    bool   // a broker has told where the partition ends,
+	End       int64  // which is here
 	Guess     bool   // Offset is not known: no broker could tell
 	Single    bool   // messages are delivered one at a time: a worker that wakes should let a few come
 	// Relieve makes another goroutine poll, in place of one that has called Lane.Handle
