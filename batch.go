@@ -119,8 +119,9 @@ func batchErrorOf(err error) *BatchError {
 // TypedBatch makes a [BatchHandler] of a function that takes decoded values, values[i] being
 // that of msgs[i]. Messages that decode refuses with a [Permanent] error fail; handle gets the
 // others. Any other error of decode concerns the whole batch, because messages must not
-// overtake one that is decoded later. The indexes of a [*BatchError] that handle returns are
-// those of its own slices.
+// overtake one that is decoded later. (One that is held, because there is no Topic.DeadLetter,
+// has been overtaken by those behind it in its batch.) The indexes of a [*BatchError] that
+// handle returns are those of its own slices.
 func TypedBatch[T any](decode func(ctx context.Context, msg Message) (T, error), handle func(ctx context.Context, values []T, msgs []Message) error) BatchHandler {
 	if decode == nil || handle == nil {
 		return BatchHandlerFunc(nil) // New finds it
