@@ -277,11 +277,7 @@ func (h *hand) block(err *HandlerError, held bool, wait time.Duration) {
 		h.log.Warn("attempt failed", attrs...)
 		return
 	}
-	waits := "its partition"
-	if h.crew != nil {
-		waits = "what stands behind it"
-	}
-	h.log.Error("message held: "+waits+" does not go on", attrs...)
+	h.log.Error("message held: what must be handled after it waits", attrs...)
 	if h.hooks.Blocked != nil {
 		h.tell(func() { h.hooks.Blocked(err) })
 	}

@@ -153,7 +153,7 @@ func TestBatchThatFails(t *testing.T) {
 		// What stands beside it is not about the messages that it names.
 		"joined": errors.Join(&BatchError{Failed: map[int]error{1: errHandler}}, errTransient),
 		"both":   fmt.Errorf("%w, %w", errTransient, &BatchError{Failed: map[int]error{1: errHandler}}),
-		"panic":  errThrown{&BatchError{Failed: map[int]error{1: errHandler}}},
+		"panic":  thrownError{&BatchError{Failed: map[int]error{1: errHandler}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			withBatches(t, topic, func(t *testing.T, r *rig, b *batcher) {
@@ -168,13 +168,13 @@ func TestBatchThatFails(t *testing.T) {
 	}
 }
 
-// errThrown is not returned, but thrown.
-type errThrown struct{ error }
+// thrownError is not returned, but thrown.
+type thrownError struct{ error }
 
 func throws(handle func(context.Context, []Message) error) func(context.Context, []Message) error {
 	return func(ctx context.Context, msgs []Message) error {
 		err := handle(ctx, msgs)
-		if thrown, ok := err.(errThrown); ok { //nolint:errorlint // as it was made
+		if thrown, ok := err.(thrownError); ok { //nolint:errorlint // as it was made
 			panic(thrown.error)
 		}
 		return err

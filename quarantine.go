@@ -163,7 +163,7 @@ func (q *quarantine) settled(h *hand, offset int64) {
 	l := h.lane
 	if l.foundOpen() && h.uncommitted() >= int64(l.topic.Queue) && h.holds != everything {
 		q.record(l)
-		h.lane.unrecorded = 0
+		h.unrecorded = 0
 	}
 	if l.note.Load().suspects == 0 {
 		return
@@ -185,8 +185,8 @@ func (h *hand) uncommitted() int64 {
 	if c := h.crew; c != nil {
 		return int64(c.settle(h) - h.saved.Load().settled)
 	}
-	h.lane.unrecorded++
-	return h.lane.unrecorded
+	h.unrecorded++
+	return h.unrecorded
 }
 
 // acquit takes a lane out that does not go on.
