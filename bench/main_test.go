@@ -35,6 +35,7 @@ func TestMain(m *testing.M) {
 
 // Everything once, on the embedded broker, with times too short to say anything.
 func TestOverhead(t *testing.T) {
+	t.Parallel()
 	profiles := t.TempDir()
 	var out bytes.Buffer
 	err := run(t.Context(), []string{
@@ -82,6 +83,7 @@ func TestOverhead(t *testing.T) {
 // The files of two contenders have the same names in them, or benchstat would not
 // compare them.
 func TestCalm(t *testing.T) {
+	t.Parallel()
 	folder := filepath.Join(t.TempDir(), "new")
 	var out bytes.Buffer
 	require.NoError(t, run(t.Context(), []string{
@@ -115,6 +117,7 @@ func TestCalmConfigures(t *testing.T) {
 
 // All libraries read, and say what they promise.
 func TestPeers(t *testing.T) {
+	t.Parallel()
 	for _, flags := range []string{"", "-tls"} {
 		var out bytes.Buffer
 		require.NoError(t, run(t.Context(), strings.Fields(
@@ -172,6 +175,7 @@ func TestMoments(t *testing.T) {
 }
 
 func TestKeyed(t *testing.T) {
+	t.Parallel()
 	var out bytes.Buffer
 	require.NoError(t, run(t.Context(), strings.Fields(
 		"keyed -broker embedded -rounds 1 -duration 50ms -warmup 1ms -records 100000 -handlers 0,1ms -workers 4 -partitions 1 -mode partitions"), &out, t.Output()))
@@ -272,6 +276,7 @@ func TestIdle(t *testing.T) {
 }
 
 func TestOverheadWithTLS(t *testing.T) {
+	t.Parallel()
 	var out bytes.Buffer
 	require.NoError(t, run(t.Context(), []string{
 		"overhead", "-broker", "embedded", "-mode", "partitions", "-rounds", "1", "-duration", "50ms", "-warmup", "1ms",
