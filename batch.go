@@ -216,7 +216,7 @@ func (c *crew) collect(h *hand) bool {
 	wait := time.NewTimer(max(0, c.batch.Wait))
 	defer wait.Stop()
 collecting:
-	for c.hasRoom() && !c.lane.closed.Load() {
+	for c.hasRoom() && !c.over() {
 		switch {
 		case c.fill(h):
 		case c.batch.Wait < 0, !c.filling && !c.takes(): // it would wait for nothing
@@ -275,7 +275,7 @@ func (c *crew) together(h *hand) bool {
 	slices.SortFunc(h.tasks, func(a, b *task) int { return cmp.Compare(a.offset, b.offset) })
 	for !h.split && !h.tasks[0].done {
 		switch {
-		case l.closed.Load():
+		case h.crew.over():
 			return false
 		case l.quarantine.lasts() && l.quarantine.suspects(l, h.tasks[0].offset):
 			h.split = true

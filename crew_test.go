@@ -864,21 +864,28 @@ func TestLettersOfWorkers(t *testing.T) {
 
 // A lane is sealed some time before it is closed. Its hands do not go round until then.
 func TestHandsEndWithTheSeal(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		topic := Topic{Workers: 4, Handler: HandlerFunc(func(context.Context, Message) error { time.Sleep(time.Second); return nil })}.withDefaults()
-		a := newAssignment(t.Context(), Config{}, newMatcher(Topics{"orders": topic}), newFakeEngine(), slog.New(slog.DiscardHandler), make(chan struct{}))
-		ctx, seal := context.WithCancel(t.Context())
-		l := a.newLane(ctx, &generation{}, at(orders0, 0))
-		go l.work()
-		for offset := range int64(10) {
-			l.Deliver([]engine.Record{&fakeRecord{offset: offset}})
-		}
-		time.Sleep(time.Minute)
-		seal()
-		synctest.Wait()
-		assert.True(t, isClosed(l.done))
-		l.close()
-	})
+	handle := func(context.Context, []Message) error { time.Sleep(time.Second); return nil }
+	for name, topic := range map[string]Topic{
+		"workers": {Workers: 4, Handler: alone(BatchHandlerFunc(handle))},
+		"batches": {Workers: 4, Batch: Batch{Handler: BatchHandlerFunc(handle), Size: 100, Wait: time.Hour}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := newAssignment(t.Context(), Config{}, newMatcher(Topics{"orders": topic.withDefaults()}), newFakeEngine(), slog.New(slog.DiscardHandler), make(chan struct{}))
+				ctx, seal := context.WithCancel(t.Context())
+				l := a.newLane(ctx, &generation{}, at(orders0, 0))
+				go l.work()
+				for offset := range int64(10) {
+					l.Deliver([]engine.Record{&fakeRecord{offset: offset}})
+				}
+				time.Sleep(time.Minute)
+				seal()
+				time.Sleep(time.Second)
+				assert.True(t, isClosed(l.done))
+				l.close()
+			})
+		})
+	}
 }
 
 // Deliveries and hands that come to rest meet at every moment; outside of a bubble, where
