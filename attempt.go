@@ -37,7 +37,8 @@ type progress struct {
 	began      time.Time // since then; zero: nothing had failed lately
 	failed     time.Time // the first one
 	uncounted  int       // failures that did not count
-	given      error     // what came of an attempt that was made together with others
+	given      error     // what came of an attempt that was made together with others,
+	beside     bool      // of which some did not fail: there was no outage
 	broken     error     // its key is not known: what comes of all attempts
 	verdict    error     // the message is not handled any more, because of this
 }
@@ -86,7 +87,7 @@ func (h *hand) finish(record engine.Record) bool {
 			hooks := guarded || h.blocked.Load() != nil
 			h.settle(msg.Offset, hooks)
 			if hooks {
-				h.succeed()
+				h.succeed(1)
 			}
 			return true
 		}
@@ -118,15 +119,15 @@ func (h *hand) begin(offset int64) bool {
 	return h.quarantine == nil || h.quarantine.enter(h, offset)
 }
 
-// succeed says what the success of a message, which is settled, means to others.
-func (h *hand) succeed() {
+// succeed says what the success of n messages, which are settled, means to others.
+func (h *hand) succeed(n int) {
 	as, began := h.at.as, h.at.began
 	h.at = progress{}
 	if h.holds != 0 {
 		h.quarantine.leave(h)
 	}
 	if h.breaker.mode.Load() != calm {
-		h.breaker.succeeded(as, began)
+		h.breaker.succeeded(as, began, n)
 	}
 	h.unblock()
 }
@@ -172,14 +173,14 @@ func (h *hand) fail(msg Message, err error) bool {
 		h.at.failed = time.Now()
 	}
 	permanent := isPermanent(err)
-	counts := h.counts(msg.Offset, err, permanent)
+	counts := h.counts(msg.Offset, 1, err, permanent)
 	switch {
 	case !counts && !h.onTrial(msg.Attempt, permanent):
 		h.at.uncounted++
 		return h.pause(msg, err)
 	case !counts:
 		o = bury // on trial
-	case o == bury && !permanent && h.breaker.doubtful(h.partition, msg.Offset, h.at.failed) && !h.breaker.trial():
+	case o == bury && !permanent && h.doubtful(msg.Offset) && !h.breaker.trial():
 		h.at.uncounted++
 		return h.backoff(msg, err, retry) // with this attempt once more
 	}
@@ -193,12 +194,18 @@ func (h *hand) fail(msg Message, err error) bool {
 	return h.backoff(msg, err, o)
 }
 
-// counts tells the breaker of an attempt that has failed, and reports whether it counts.
-func (h *hand) counts(offset int64, err error, permanent bool) bool {
+// doubtful reports whether a message may not be to blame for its failures.
+func (h *hand) doubtful(offset int64) bool {
+	return !h.at.beside && h.breaker.doubtful(h.partition, offset, h.at.failed)
+}
+
+// counts tells the breaker of an attempt with n messages that has failed, and reports whether
+// it counts.
+func (h *hand) counts(offset int64, n int, err error, permanent bool) bool {
 	if permanent {
 		return h.breaker.evaded(h.at.as)
 	}
-	return h.breaker.failed(h.partition, offset, err)
+	return h.breaker.failed(h.partition, offset, n, err)
 }
 
 // onTrial reports whether a failure that does not count is to be the last all the same: the
@@ -215,7 +222,7 @@ var errGoexit = errors.New("handler ended its goroutine (runtime.Goexit, or Fail
 func (h *hand) backoff(msg Message, err error, o outcome) bool {
 	wait := h.topic.Retry.backoff(o, msg.Attempt, err)
 	_, told := retryAfter(err)
-	doubt := !told && o == retry && h.breaker.doubtful(h.partition, msg.Offset, h.at.failed)
+	doubt := !told && o == retry && h.doubtful(msg.Offset)
 	if doubt {
 		wait = max(wait, h.breaker.pace())
 	}

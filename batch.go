@@ -55,7 +55,8 @@ func (f BatchHandlerFunc) HandleBatch(ctx context.Context, msgs []Message) error
 
 // A BatchError is returned by a [BatchHandler] of which some messages have failed. The others
 // are settled, also those of the same key that stand behind one that has failed: who keeps
-// order names them, too. It may be wrapped, but not joined with other errors: then all have
+// order names them, too, which costs them an attempt (with Retry.MaxAttempts 1 they become
+// dead letters). It may be wrapped, but not joined with other errors: then all have
 // failed.
 type BatchError struct {
 	// Failed has an error for each of them, by its index in the batch: one that may be
@@ -325,14 +326,13 @@ func (h *hand) tryTogether(msgs []Message) error {
 
 // settleTogether settles a batch, but for the messages that have failed in it.
 func (h *hand) settleTogether(failed map[int]error, guarded bool) {
-	good := 0
+	good := len(h.tasks) - len(failed)
 	for i, t := range h.tasks {
 		if err, named := failed[i]; named {
 			h.split = true
-			t.past = &progress{attempt: h.at.attempt, given: cmp.Or(err, errNoReason)}
+			t.past = &progress{attempt: h.at.attempt, given: cmp.Or(err, errNoReason), beside: good > 0}
 		} else {
 			t.done = true
-			good++
 		}
 	}
 	h.crew.settle(h)
@@ -347,7 +347,7 @@ func (h *hand) settleTogether(failed map[int]error, guarded bool) {
 	case good == 0:
 		h.unblock()
 	case guarded, h.blocked.Load() != nil:
-		h.succeed()
+		h.succeed(good)
 	}
 }
 
@@ -368,7 +368,7 @@ func (h *hand) failTogether(first Message, err error) bool {
 	permanent := isPermanent(err)
 	r := h.topic.Retry
 	n := h.at.attempt
-	counts := h.counts(first.Offset, err, permanent)
+	counts := h.counts(first.Offset, len(h.tasks), err, permanent)
 	if !counts && !h.onTrial(n, permanent) {
 		h.at.uncounted++
 		return h.pause(first, err)

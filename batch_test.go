@@ -462,6 +462,41 @@ func TestBadBatchesUnderABreaker(t *testing.T) {
 	})
 }
 
+// A few bad messages in every batch are no outage, also if all partitions come to one at the
+// same time: what was in a batch with them has worked.
+func TestBatchesWithFewBadMessages(t *testing.T) {
+	const partitions, total, size = 4, 1000, 100
+	topic := Topic{Batch: Batch{Size: size, Wait: time.Second}, Queue: 2 * size, DeadLetter: "orders.dlq"}
+	withBatches(t, topic, func(t *testing.T, r *rig, b *batcher) {
+		b.on = func(_ context.Context, msgs []Message) error {
+			time.Sleep(time.Millisecond)
+			failed := map[int]error{}
+			for i, msg := range msgs {
+				if msg.Offset%size == 5 {
+					failed[i] = errHandler
+				}
+			}
+			if len(failed) == 0 {
+				return nil
+			}
+			return &BatchError{Failed: failed}
+		}
+		var claims []engine.Claim
+		for i := range int32(partitions) {
+			claims = append(claims, at(engine.Partition{Topic: "orders", Number: i}, 0))
+		}
+		r.engine.assign(claims...)
+		for _, claim := range claims {
+			for offset := range int64(total) {
+				r.engine.lane(claim.Partition).Deliver([]engine.Record{&fakeRecord{offset: offset}})
+			}
+		}
+		r.after(2 * time.Minute)
+		assert.Len(t, r.engine.written(), partitions*total/size)
+		assert.Empty(t, r.logs.with("most attempts fail"))
+	})
+}
+
 // Messages whose keys become free while a batch is made up go into it.
 func TestBatchIsFilledByThoseThatBecomeFree(t *testing.T) {
 	withBatches(t, Topic{Workers: 2, Batch: Batch{Size: 4, Wait: time.Hour}}, func(t *testing.T, r *rig, b *batcher) {

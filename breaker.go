@@ -154,8 +154,9 @@ func (b *breaker) tick() {
 	b.timer = timer
 }
 
-// succeeded notes an attempt that returned nil. began is zero if nothing was counted then.
-func (b *breaker) succeeded(as admission, began time.Time) {
+// succeeded notes an attempt that has settled n messages. began is zero if nothing was counted
+// then.
+func (b *breaker) succeeded(as admission, began time.Time, n int) {
 	b.mu.Lock()
 	switch mode := b.mode.Load(); {
 	case mode == open && as == asProbe:
@@ -165,7 +166,7 @@ func (b *breaker) succeeded(as admission, began time.Time) {
 			b.worked, b.trials = began, 0
 			clear(b.failing)
 		}
-		if _, failed := b.count(time.Now(), false); failed == 0 {
+		if _, failed := b.count(time.Now(), n, 0); failed == 0 {
 			b.mode.Store(calm)
 		}
 	}
@@ -173,21 +174,21 @@ func (b *breaker) succeeded(as admission, began time.Time) {
 	b.tell()
 }
 
-// failed notes an attempt that did not, and reports whether it counts: while the
-// breaker is open, or this has opened it, it does not.
-func (b *breaker) failed(p engine.Partition, offset int64, err error) (counts bool) {
+// failed notes an attempt with n messages that did not, the first of them at offset, and
+// reports whether it counts: while the breaker is open, or this has opened it, it does not.
+func (b *breaker) failed(p engine.Partition, offset int64, n int, err error) (counts bool) {
 	if !b.settings.enabled() {
 		return true
 	}
 	b.mu.Lock()
-	counts = b.notes(suspect{p, offset}, err)
+	counts = b.notes(suspect{p, offset}, n, err)
 	b.mu.Unlock()
 	b.tell()
 	return counts
 }
 
 // notes is called with mu.
-func (b *breaker) notes(s suspect, err error) (counts bool) {
+func (b *breaker) notes(s suspect, n int, err error) (counts bool) {
 	now := time.Now()
 	if len(b.failing) == 0 {
 		b.dark = now
@@ -202,7 +203,7 @@ func (b *breaker) notes(s suspect, err error) (counts bool) {
 	if b.mode.Swap(counting) == calm {
 		b.since, b.worked = now, time.Time{}
 	}
-	tried, failed := b.count(now, true)
+	tried, failed := b.count(now, n, n)
 	if tried < b.settings.MinAttempts || float64(failed) < b.settings.FailureRatio*float64(tried) || now.Sub(b.since) < b.settings.Window/2 {
 		return true
 	}
@@ -265,25 +266,24 @@ func (b *breaker) trial() bool {
 	return true
 }
 
-// count notes one attempt and returns what the window holds. It is called with mu.
-func (b *breaker) count(now time.Time, failed bool) (tried, allFailed int) {
+// count notes what was tried, one for each message, and returns what the window holds. It is
+// called with mu.
+func (b *breaker) count(now time.Time, tried, failed int) (allTried, allFailed int) {
 	width := int64(b.settings.Window / breakerSlots)
 	number := now.UnixNano() / width
 	s := &b.slots[number%breakerSlots]
 	if s.number != number {
 		*s = slot{number: number}
 	}
-	s.tried++
-	if failed {
-		s.failed++
-	}
+	s.tried += tried
+	s.failed += failed
 	for _, s := range b.slots {
 		if s.number > number-breakerSlots {
-			tried += s.tried
+			allTried += s.tried
 			allFailed += s.failed
 		}
 	}
-	return tried, allFailed
+	return allTried, allFailed
 }
 
 // open is called with mu, and so is close.

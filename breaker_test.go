@@ -381,10 +381,10 @@ func openBreaker(t *testing.T) *breaker {
 	t.Helper()
 	b := testBreaker()
 	for range 4 {
-		b.failed(orders0, 0, errHandler)
+		b.failed(orders0, 0, 1, errHandler)
 	}
 	time.Sleep(5 * time.Second)
-	b.failed(orders0, 0, errHandler)
+	b.failed(orders0, 0, 1, errHandler)
 	require.True(t, b.isOpen())
 	return b
 }
@@ -418,9 +418,9 @@ func TestWhenABreakerOpens(t *testing.T) {
 					last := i == len(test.attempts)-1
 					switch c {
 					case '+':
-						b.succeeded(normal, time.Now())
+						b.succeeded(normal, time.Now(), 1)
 					case '-':
-						assert.Equal(t, last && test.opens, !b.failed(orders0, 0, errHandler), "it counts unless it opens")
+						assert.Equal(t, last && test.opens, !b.failed(orders0, 0, 1, errHandler), "it counts unless it opens")
 					case 'p':
 						assert.True(t, b.evaded(normal))
 					case '.':
@@ -442,13 +442,13 @@ func TestWhenABreakerOpens(t *testing.T) {
 func TestBreakerCalmsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := testBreaker()
-		b.failed(orders0, 0, errHandler)
+		b.failed(orders0, 0, 1, errHandler)
 		require.Equal(t, counting, b.mode.Load())
 		time.Sleep(9 * time.Second)
-		b.succeeded(normal, time.Now())
+		b.succeeded(normal, time.Now(), 1)
 		require.Equal(t, counting, b.mode.Load())
 		time.Sleep(2 * time.Second)
-		b.succeeded(normal, time.Now())
+		b.succeeded(normal, time.Now(), 1)
 		assert.Equal(t, calm, b.mode.Load())
 	})
 }
@@ -457,9 +457,9 @@ func TestBreakerCalmsDown(t *testing.T) {
 func TestAttemptsUnderWayWhenABreakerOpens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openBreaker(t)
-		assert.False(t, b.failed(orders1, 0, errHandler))
+		assert.False(t, b.failed(orders1, 0, 1, errHandler))
 		assert.False(t, b.evaded(normal))
-		b.succeeded(normal, time.Now())
+		b.succeeded(normal, time.Now(), 1)
 		require.True(t, b.isOpen())
 
 		sealed := make(chan struct{})
@@ -468,10 +468,10 @@ func TestAttemptsUnderWayWhenABreakerOpens(t *testing.T) {
 		assert.Empty(t, b.waiting)
 		time.Sleep(90 * time.Second) // a probe is due
 		assert.Equal(t, asProbe, b.admit(make(chan struct{})))
-		b.succeeded(asProbe, time.Now())
+		b.succeeded(asProbe, time.Now(), 1)
 		assert.False(t, b.isOpen())
-		b.succeeded(asProbe, time.Now()) // a second one, that hung
-		assert.False(t, b.failed(orders0, 0, errHandler) && b.isOpen())
+		b.succeeded(asProbe, time.Now(), 1) // a second one, that hung
+		assert.False(t, b.failed(orders0, 0, 1, errHandler) && b.isOpen())
 	})
 }
 

@@ -258,15 +258,17 @@ type Retry struct {
 // tried once in a Probe, at most a tenth of Window, instead of sooner; with Workers, each
 // of them keeps its worker meanwhile.
 //
-// Attempts that returned a [Permanent] error count neither way. An outage looks like
+// Attempts that returned a [Permanent] error count neither way. A message that a
+// [*BatchError] has named beside others that did not fail is to blame itself. An outage looks like
 // messages that are bad without saying so, at the head of all partitions: the topic waits
 // for those, too. (In Multiplex mode two partitions are enough, if one has a full queue
 // behind it: it keeps the others from being tried.) So when nothing of it has worked for
 // ten Windows, one message that has had its attempts becomes a dead letter on trial, and
 // the next one after twice that time.
 type Breaker struct {
-	// MinAttempts is how many attempts Window must hold before the breaker may open. Zero:
-	// 20. Negative: there is no breaker.
+	// MinAttempts is how many attempts Window must hold before the breaker may open. An
+	// attempt with a batch counts as one for each of its messages. Zero: 20. Negative: there
+	// is no breaker.
 	MinAttempts int
 
 	// FailureRatio is the part of them that must have failed, from 0 to 1. Zero: 0.5.

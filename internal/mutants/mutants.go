@@ -798,6 +798,22 @@ var mutants = []mutant{
 		test:     "TestWorkersWaitForCommitsAfterADeath",
 	},
 	{
+		name:     "batch-counts-as-one",
+		prevents: "a few bad messages in every batch look like an outage, and stop a topic for minutes",
+		file:     "batch.go",
+		old:      "h.succeed(good)",
+		new:      "h.succeed(min(good, 1))",
+		test:     "TestBatchesWithFewBadMessages",
+	},
+	{
+		name:     "named-ones-may-not-be-to-blame",
+		prevents: "bad messages of batches that come at the same time are waited for as in an outage",
+		file:     "batch.go",
+		old:      "beside: good > 0",
+		new:      "beside: good < 0",
+		test:     "TestBatchesWithFewBadMessages",
+	},
+	{
 		name:     "batch-settles-what-has-failed",
 		prevents: "a message that a BatchError names is lost",
 		file:     "batch.go",
