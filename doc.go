@@ -69,18 +69,29 @@
 //
 // # Bounds
 //
-// A partition holds at most Topic.Queue messages that were taken from Kafka and not
-// handed to the handler, and those that are being handled: one, or Topic.Workers, or
-// Workers times Batch.Size; in Partitions mode, where a fetched batch is taken as a
-// whole, two batches more. With Workers or batches, up to 16,384 offsets are remembered
-// that were settled before one in front of them was, in practice 13,816. Below that the engine buffers 4096 messages a partition (256
-// in Partitions mode) and one fetch response a broker. A consumer has 6 goroutines of
-// its own, one for each partition (three in Partitions mode), one more for each that
-// waits in a handler which used to be quick, and short-lived ones for single requests;
-// with Workers, so many for a partition instead of one, when there is work for them, and
-// one for each message that waits for its next attempt (half of Queue, and Workers, at
-// most; with batches, half of Queue and Workers times Batch.Size). The engine has about as many. Of the functions that may be asked for credentials at
-// each connection 8 run at once at most.
+// Memory, for each partition:
+//
+//   - Topic.Queue messages that were taken from Kafka and not handed to the handler;
+//   - those that are being handled: one, or Topic.Workers, or Workers times Batch.Size;
+//   - in Partitions mode, where a fetched batch is taken as a whole, two batches;
+//   - with Workers or batches, up to 16,384 offsets (in practice 13,816) that were settled
+//     before one in front of them was;
+//   - below that, what the engine buffers: 4096 messages (256 in Partitions mode), and one
+//     fetch response a broker.
+//
+// Goroutines:
+//
+//   - 6 of the consumer's own, and short-lived ones for single requests;
+//   - one for each partition (three in Partitions mode), and one more for each that waits in
+//     a handler which used to be quick;
+//   - with Workers or batches, for each partition as many as Workers instead of one, when
+//     there is work for them, and one for each message that waits for its next attempt: half
+//     of Queue, and Workers, at most, or with batches half of Queue and Workers times
+//     Batch.Size;
+//   - about as many of the engine.
+//
+// Of the functions that may be asked for credentials at each connection 8 run at once at
+// most.
 //
 // Connecting takes at most Config.ConnectTimeout for one attempt, TLS and SASL
 // included; a broker that hangs is noticed within 13 s. A rebalance waits for handlers

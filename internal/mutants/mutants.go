@@ -593,7 +593,7 @@ var mutants = []mutant{
 		name:     "no-doubt",
 		prevents: "the first failures of an outage make dead letters where MaxAttempts is small or partitions are many",
 		file:     "attempt.go",
-		old:      "h.breaker.doubtful(h.partition, msg.Offset, h.at.failed) && !h",
+		old:      "h.doubtful(msg.Offset) && !h",
 		new:      "false && !h",
 		test:     "TestNoDeadLettersInDoubt",
 	},
