@@ -281,10 +281,7 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 	if err != nil {
 		log.Warn("committed metadata ignored", "error", err)
 	}
-	switch known := env.end(); {
-	case !claim.Committed: // they would be other messages
-		env.settled = nil
-	case claim.HasEnd && known > claim.End:
+	if known := env.end(); claim.HasEnd && known > claim.End {
 		a.Error(fmt.Errorf("%v: its metadata speaks of messages up to %d, and it ends at %d (was it truncated, or the topic recreated?): what it says of messages is ignored", claim.Partition, known-1, claim.End))
 		env.forgetMessages()
 	}

@@ -141,7 +141,7 @@ func (g *group) Commit(ctx context.Context, generation int64, offsets []engine.O
 	go func() { // requests know no context; this one ends with its connection's deadline
 		defer g.routines.Done()
 		defer func() { <-g.commits }()
-		refused, err := g.commitTwice(ctx, me, offsets)
+		refused, err := g.commitShorter(ctx, me, offsets)
 		answered <- result{refused, err}
 	}()
 	select {
@@ -152,28 +152,38 @@ func (g *group) Commit(ctx context.Context, generation int64, offsets []engine.O
 	}
 }
 
-// commitTwice commits, and a second time without metadata where that is too large:
-// the offset counts, what is said beside it does not.
-func (g *group) commitTwice(ctx context.Context, me wire.Member, offsets []engine.Offset) (map[engine.Partition]error, error) {
-	refused, err := g.commit(me, offsets, true)
+// commitShorter commits, and once more with less metadata, and at last without, where that is
+// too large: the offset counts most.
+func (g *group) commitShorter(ctx context.Context, me wire.Member, offsets []engine.Offset) (map[engine.Partition]error, error) {
+	refused, err := g.commit(me, offsets)
 	if err != nil {
 		return nil, err
 	}
-	var again []engine.Offset
-	for _, o := range offsets {
-		if errors.Is(refused[o.Partition], sarama.ErrOffsetMetadataTooLarge) {
-			again = append(again, o)
+	for _, shorten := range []func(engine.Offset) string{briefMetadata, func(engine.Offset) string { return "" }} {
+		var again []engine.Offset
+		for _, o := range offsets {
+			if errors.Is(refused[o.Partition], sarama.ErrOffsetMetadataTooLarge) {
+				g.session.Error(fmt.Errorf("commit %v: the brokers take less metadata than kgroup has to write (offset.metadata.max.bytes; their default is enough): the next owner is told less, and may repeat what is settled beyond the offset", o.Partition))
+				if text := shorten(o); text != o.Metadata {
+					o.Metadata = text
+					again = append(again, o)
+				}
+			}
 		}
-	}
-	if len(again) > 0 && ctx.Err() == nil {
-		second, err := g.commit(me, again, false)
+		if len(again) == 0 {
+			continue
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		answer, err := g.commit(me, again)
 		if err != nil {
 			return nil, err
 		}
 		for _, o := range again {
 			delete(refused, o.Partition)
-			if second[o.Partition] != nil {
-				refused[o.Partition] = second[o.Partition]
+			if answer[o.Partition] != nil {
+				refused[o.Partition] = answer[o.Partition]
 			}
 		}
 	}
@@ -181,7 +191,7 @@ func (g *group) commitTwice(ctx context.Context, me wire.Member, offsets []engin
 	return refused, nil
 }
 
-func (g *group) commit(me wire.Member, offsets []engine.Offset, metadata bool) (map[engine.Partition]error, error) {
+func (g *group) commit(me wire.Member, offsets []engine.Offset) (map[engine.Partition]error, error) {
 	request := &sarama.OffsetCommitRequest{
 		Version:                 2,
 		ConsumerGroup:           g.name,
@@ -190,11 +200,7 @@ func (g *group) commit(me wire.Member, offsets []engine.Offset, metadata bool) (
 		RetentionTime:           -1,
 	}
 	for _, o := range offsets {
-		text := ""
-		if metadata {
-			text = o.Metadata
-		}
-		request.AddBlock(o.Topic, o.Number, o.Offset, 0, text)
+		request.AddBlock(o.Topic, o.Number, o.Offset, 0, o.Metadata)
 	}
 	broker, err := g.coordinator()
 	if err != nil {

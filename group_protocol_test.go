@@ -114,6 +114,32 @@ func TestEngineCommitRefused(t *testing.T) {
 	}
 }
 
+// A broker with little room (offset.metadata.max.bytes) is told what matters most, and somebody
+// that it was too little.
+func TestEngineCommitWithLessMetadata(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		g, s, kafka := aMember(t)
+		kafka.on(kmsg.OffsetCommit, func(c *call) kmsg.Response {
+			return refuseCommit(c.request, func(p engine.Partition) sarama.KError {
+				for _, o := range offsetsOf(c.request) {
+					if o.Partition == p && len(o.Metadata) > 40 {
+						return sarama.ErrOffsetMetadataTooLarge
+					}
+				}
+				return sarama.ErrNoError
+			})
+		})
+		long := "kgroup/1 o=7 q=3 f=42 a=50:2,51:2,52:2 s=43:1 r=" + ranges{{60, 70}}.encode(42, maxRanges)
+		refused, err := g.Commit(t.Context(), 1, []engine.Offset{{Partition: orders0, Offset: 42, Metadata: long}, {Partition: orders1, Offset: 5, Metadata: "kgroup/1 o=7"}})
+		require.NoError(t, err)
+		assert.Empty(t, refused)
+		commits := kafka.all(kmsg.OffsetCommit)
+		require.Len(t, commits, 2)
+		assert.Equal(t, []engine.Offset{{Partition: orders0, Offset: 42, Metadata: "kgroup/1 o=7 q=3 f=42 s=43:1"}}, offsetsOf(commits[1].request))
+		assert.Len(t, s.history.all("error", "orders/0", "offset.metadata.max.bytes"), 1)
+	})
+}
+
 func TestEngineCommitWhoseMetadataIsTooLarge(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		g, _, kafka := aMember(t)

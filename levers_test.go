@@ -339,13 +339,16 @@ func TestWhereAPartitionBegins(t *testing.T) {
 		{name: "committed at the end", committed: 100, broker: found, want: engine.Claim{Offset: 100, Committed: true, HasEnd: true, End: 100}},
 		{name: "committed, whatever Start says", start: Newest, committed: 70, broker: found, want: engine.Claim{Offset: 70, Committed: true, HasEnd: true, End: 100}},
 		{
-			name: "gone", committed: 30, metadata: "kgroup/1 n=2", broker: found,
-			want:    engine.Claim{Offset: 40},
+			name: "gone", committed: 30, metadata: "kgroup/1 n=2 f=30 a=31:1,50:2 r=" + ranges{{35, 45}, {60, 65}}.encode(30, maxRanges), broker: found,
+			want: engine.Claim{
+				Offset: 40, HasEnd: true, End: 100,
+				Metadata: "kgroup/1 n=2 f=40 a=50:2 r=" + ranges{{40, 45}, {60, 65}}.encode(40, maxRanges),
+			},
 			reports: []string{"error: orders/0: the committed offset 30 is gone, and so are 10 messages: going on at the oldest, 40"},
 		},
 		{
-			name: "gone, whatever Start says", start: Newest, committed: 30, broker: found,
-			want:    engine.Claim{Offset: 40},
+			name: "gone, whatever Start says", start: Newest, committed: 30, metadata: "of another client", broker: found,
+			want:    engine.Claim{Offset: 40, HasEnd: true, End: 100},
 			reports: []string{"error: orders/0: the committed offset 30 is gone, and so are 10 messages: going on at the oldest, 40"},
 		},
 		{

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/kgroup-go/kgroup/internal/engine"
 )
 
 // An envelope is what kgroup writes into the metadata of a commit.
@@ -133,6 +135,17 @@ func (e envelope) encode(at int64) string {
 		return ""
 	}
 	return string(b)
+}
+
+// briefMetadata is what a commit must say: who has the partition, what is suspected, and the
+// deaths, but not which attempts failed and what is settled.
+func briefMetadata(o engine.Offset) string {
+	e, err := parseEnvelope(o.Metadata, o.Offset)
+	if err != nil {
+		return ""
+	}
+	e.tried, e.settled = nil, nil
+	return e.encode(o.Offset)
 }
 
 func (m mark) String() string { return fmt.Sprintf("%d:%d", m.offset, m.count) }

@@ -259,7 +259,7 @@ func TestMetadataOfOtherMessages(t *testing.T) {
 		handled   string
 	}{
 		"begins there":             {found(orders0, 42, beyond42(envelope{})), all, "42#1 44#1"},
-		"begins elsewhere":         {engine.Claim{Partition: orders0, Offset: 42, Metadata: beyond42(envelope{})}, all, "42#1 43#1 44#1 45#1"},
+		"begins elsewhere":         {engine.Claim{Partition: orders0, Offset: 41, Metadata: beyond42(envelope{})}, append([]int64{41}, all...), "41#1 42#1 43#1 44#1 45#1"},
 		"is taken back meanwhile":  {found(orders0, 42, beyond42(envelope{tried: marks{{44, 1}}})), append([]int64{41}, all...), "41#1 42#1 43#1 44#1 45#1"},
 		"is damaged":               {found(orders0, 42, "kgroup/1 r=AAAAAA"), all, "42#1 43#1 44#1 45#1"},
 		"is damaged in other ways": {found(orders0, 42, beyond42(envelope{})+" s=x"), all, "42#1 43#1 44#1 45#1"},

@@ -46,7 +46,7 @@ type Record interface {
 type Claim struct {
 	Partition
 	Offset    int64  // of the first message, or, where offsets have gaps, one before it
-	Metadata  string // as committed with Offset; empty if Offset was not committed
+	Metadata  string // as committed with Offset, or with one before it, for what is left from Offset on; empty: there is none
 	Committed bool   // Offset is the committed one
 	HasEnd    bool   // a broker has told where the partition ends,
 	End       int64  // which is here
