@@ -172,10 +172,9 @@ func TestEngineCommitRefusedWithoutMetadataToo(t *testing.T) {
 			codes = codes[1:]
 			return refuseCommit(c.request, func(engine.Partition) sarama.KError { return code })
 		})
-		refused, err := g.Commit(t.Context(), 1, someOffsets)
+		refused, err := g.Commit(t.Context(), 1, someOffsets[:1])
 		require.NoError(t, err)
 		require.ErrorIs(t, refused[orders0], sarama.ErrTopicAuthorizationFailed)
-		require.ErrorIs(t, refused[orders1], sarama.ErrTopicAuthorizationFailed)
 		assert.False(t, g.levers.begun["orders"])
 	})
 }
