@@ -170,11 +170,8 @@ func (g *group) commitShorter(ctx context.Context, me wire.Member, offsets []eng
 				}
 			}
 		}
-		if len(again) == 0 {
+		if len(again) == 0 || isClosed(ctx.Done()) {
 			continue
-		}
-		if ctx.Err() != nil {
-			break
 		}
 		answer, err := g.commit(me, again)
 		if err != nil {

@@ -204,6 +204,20 @@ func offsetsReset(to int64, moved bool) func(*env) {
 	}
 }
 
+// Retention removes a message that is held, and some behind it. What is left of those that
+// were settled is not repeated.
+func logStartPasses(e *env) {
+	topic, _ := e.settledBeyond()
+	const start = 120
+	require.NoError(e.t, e.admin.DeleteRecords(e.ctx, topic, 0, start))
+	e.history.NotOwed(topic, 0, start)
+	b := e.start("b", kgroup.Topics{topic: crew{Workers: 16}.topic(quick)})
+	e.produce(topic, 10)
+	b.handled(10)
+	e.awaitCommitted()
+	assert.EqualValues(e.t, 10, b.settled.Load(), "messages handled by b")
+}
+
 // heldAt is the offset of the message in settledBeyond that is not handled.
 const heldAt = 50
 

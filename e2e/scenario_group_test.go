@@ -98,6 +98,7 @@ var scenarios = []scenario{
 	{name: "one slow message among quick ones, killed", run: slowAmongQuick, main: true, limit: 2 * time.Minute},
 	{name: "one slow message among quick ones, ends in the drain", run: slowMovesOn(true)},
 	{name: "one slow message among quick ones, cut off in the drain", run: slowMovesOn(false), main: true},
+	{name: "log start passes a held message, 16 workers", run: logStartPasses, main: true},
 	{name: "topic made again, longer, 16 workers", run: madeAgain(400, false), main: true},
 	{name: "topic made again, shorter, 16 workers", run: madeAgain(20, false)},
 	{name: "topic made again, shorter, and its offsets kept, 16 workers", run: madeAgain(20, true)},
