@@ -163,7 +163,9 @@ func (q *quarantine) settled(h *hand, offset int64) {
 	l := h.lane
 	if l.foundOpen() && h.uncommitted() >= int64(l.topic.Queue) && h.holds != everything {
 		q.record(l)
-		h.unrecorded = 0
+		if h.crew == nil {
+			h.unrecorded = 0
+		}
 	}
 	if l.note.Load().suspects == 0 {
 		return
