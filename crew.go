@@ -10,6 +10,7 @@ import (
 	"context"
 	"hash/maphash"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,6 +23,7 @@ type crew struct {
 	key     func(Message) []byte
 	seed    maphash.Seed
 	bell    chan struct{} // wakes a hand that is parked
+	unsaid  atomic.Uint64 // up to here a commit that the quarantine wanted has failed: see keepUp
 
 	mu      sync.Mutex
 	alive   int // goroutines

@@ -708,6 +708,20 @@ func TestWorkersWaitForCommitsAfterADeath(t *testing.T) {
 		}
 		assert.LessOrEqual(t, most, uint64(queue+n))
 		assert.Greater(t, most, uint64(queue/2), "they do not wait for each message")
+
+		// What cannot be committed is not asked for again with each message.
+		r.engine.answer(func(*fakeCommit) error { return errTransient })
+		before := r.engine.commitCount()
+		for range total {
+			l.Deliver([]engine.Record{&fakeRecord{offset: offset, key: []byte(strconv.FormatInt(offset, 10))}})
+			offset++
+			synctest.Wait()
+		}
+		r.after(10 * time.Second)
+		l.crew.mu.Lock()
+		assert.EqualValues(t, offset, l.crew.settled)
+		l.crew.mu.Unlock()
+		assert.Less(t, r.engine.commitCount()-before, 2*total/queue+n)
 	})
 }
 

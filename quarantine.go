@@ -161,11 +161,8 @@ func (q *quarantine) suspects(l *lane, offset int64) bool {
 // the next owner.
 func (q *quarantine) settled(h *hand, offset int64) {
 	l := h.lane
-	if l.foundOpen() && h.uncommitted() >= int64(l.topic.Queue) && h.holds != everything {
-		q.record(l)
-		if h.crew == nil {
-			h.unrecorded = 0
-		}
+	if l.foundOpen() && h.holds != everything {
+		q.keepUp(h)
 	}
 	if l.note.Load().suspects == 0 {
 		return
@@ -181,14 +178,26 @@ func (q *quarantine) settled(h *hand, offset int64) {
 	}
 }
 
-// uncommitted is how many messages have been settled since the quarantine, or of a crew
-// anybody, has committed any.
-func (h *hand) uncommitted() int64 {
-	if c := h.crew; c != nil {
-		return int64(c.settle(h) - h.saved.Load().settled)
+// keepUp commits when as many messages have been settled since the last commit as there may
+// be. All hands wait for it, unless it fails.
+func (q *quarantine) keepUp(h *hand) {
+	most := int64(h.topic.Queue)
+	c := h.crew
+	if c == nil {
+		if h.unrecorded++; h.unrecorded >= most {
+			q.record(h.lane)
+			h.unrecorded = 0
+		}
+		return
 	}
-	h.unrecorded++
-	return h.unrecorded
+	settled := c.settle(h)
+	if int64(settled)-int64(max(h.saved.Load().settled, c.unsaid.Load())) < most {
+		return
+	}
+	q.record(h.lane)
+	if h.saved.Load().settled < settled {
+		c.unsaid.Store(settled)
+	}
 }
 
 // acquit takes a lane out that does not go on.

@@ -793,8 +793,8 @@ var mutants = []mutant{
 		name:     "hands-run-ahead-of-commits",
 		prevents: "a deadly message lies behind all that the next owner suspects",
 		file:     "quarantine.go",
-		old:      "		return int64(c.settle(h) - h.saved.Load().settled)\n",
-		new:      "		c.settle(h)\n		return 0\n",
+		old:      "	q.record(h.lane)\n	if h.saved",
+		new:      "	c.unsaid.Store(settled)\n	q.record(h.lane)\n	if h.saved",
 		test:     "TestWorkersWaitForCommitsAfterADeath",
 	},
 	{
