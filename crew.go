@@ -23,7 +23,10 @@ type crew struct {
 	key     func(Message) []byte
 	seed    maphash.Seed
 	bell    chan struct{} // wakes a hand that is parked
-	unsaid  atomic.Uint64 // up to here a commit that the quarantine wanted has failed: see keepUp
+
+	// Of the quarantine's keepUp: who makes a commit, and up to where one has failed.
+	recording chan struct{}
+	unsaid    atomic.Uint64
 
 	mu      sync.Mutex
 	alive   int // goroutines
@@ -70,6 +73,8 @@ func newCrew(l *lane) *crew {
 		hands: map[*hand]struct{}{},
 		lines: lines{of: map[uint64]*line{}},
 		last:  -1,
+
+		recording: make(chan struct{}, 1),
 
 		frontier: frontier{next: -1},
 		ahead:    newRunAhead(l.start, l.note.Load().settled),

@@ -191,7 +191,13 @@ func (q *quarantine) keepUp(h *hand) {
 		return
 	}
 	settled := c.settle(h)
-	if int64(settled)-int64(max(h.saved.Load().settled, c.unsaid.Load())) < most {
+	owed := func() int64 { return int64(settled) - int64(max(h.saved.Load().settled, c.unsaid.Load())) }
+	if owed() < most {
+		return
+	}
+	c.recording <- struct{}{}
+	defer func() { <-c.recording }()
+	if owed() < most { // another hand has seen to it
 		return
 	}
 	q.record(h.lane)

@@ -793,8 +793,8 @@ var mutants = []mutant{
 		name:     "hands-run-ahead-of-commits",
 		prevents: "a deadly message lies behind all that the next owner suspects",
 		file:     "quarantine.go",
-		old:      "	q.record(h.lane)\n	if h.saved",
-		new:      "	c.unsaid.Store(settled)\n	q.record(h.lane)\n	if h.saved",
+		old:      "	c.recording <- struct{}{}\n",
+		new:      "	c.unsaid.Store(settled)\n	c.recording <- struct{}{}\n",
 		test:     "TestWorkersWaitForCommitsAfterADeath",
 	},
 	{
