@@ -267,6 +267,19 @@ func (a *assignment) open(ctx context.Context, g *generation) bool {
 	return true
 }
 
+// envelope is what is believed of what the last owner has committed.
+func (a *assignment) envelope(claim engine.Claim, log *slog.Logger) envelope {
+	env, err := parseEnvelope(claim.Metadata, claim.Offset)
+	if err != nil {
+		log.Warn("committed metadata ignored", "error", err)
+	}
+	if known := env.end(); claim.HasEnd && known > claim.End {
+		a.Error(fmt.Errorf("%v: its metadata speaks of messages up to %d, and it ends at %d (was it truncated, or the topic recreated?): what it says of messages is ignored", claim.Partition, known-1, claim.End))
+		env.forgetMessages()
+	}
+	return env
+}
+
 func (a *assignment) newLane(sealed context.Context, g *generation, claim engine.Claim) *lane {
 	topic, name, err := a.topics.match(claim.Topic)
 	log := a.log.With("topic", claim.Topic, "partition", claim.Number)
@@ -277,14 +290,6 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 		a.Error(err)
 		topic = Topic{Handler: refuse(err), Workers: 1, Queue: defaultQueue, Retry: Retry{MinBackoff: time.Second, MaxBackoff: 30 * time.Second}}
 	}
-	env, err := parseEnvelope(claim.Metadata, claim.Offset)
-	if err != nil {
-		log.Warn("committed metadata ignored", "error", err)
-	}
-	if known := env.end(); claim.HasEnd && known > claim.End {
-		a.Error(fmt.Errorf("%v: its metadata speaks of messages up to %d, and it ends at %d (was it truncated, or the topic recreated?): what it says of messages is ignored", claim.Partition, known-1, claim.End))
-		env.forgetMessages()
-	}
 	l := &lane{
 		partition: claim.Partition,
 		topic:     topic,
@@ -293,7 +298,7 @@ func (a *assignment) newLane(sealed context.Context, g *generation, claim engine
 		breaker:   a.breaker(claim.Topic, topic),
 		publish:   a.engine.Publish,
 		call:      topic.call(),
-		env:       env,
+		env:       a.envelope(claim, log),
 		start:     claim.Offset,
 		sealed:    sealed.Done(),
 		after:     closedChan,

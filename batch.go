@@ -276,7 +276,7 @@ func (c *crew) together(h *hand) bool {
 	slices.SortFunc(h.tasks, func(a, b *task) int { return cmp.Compare(a.offset, b.offset) })
 	for !h.split && !h.tasks[0].done {
 		switch {
-		case h.crew.over():
+		case c.over():
 			return false
 		case l.quarantine.lasts() && l.quarantine.suspects(l, h.tasks[0].offset):
 			h.split = true
@@ -337,9 +337,10 @@ func (h *hand) settleTogether(failed map[int]error, guarded bool) {
 	}
 	h.crew.settle(h)
 	if h.quarantine != nil {
+		h.quarantine.keepUp(h)
 		for _, t := range h.tasks {
 			if t.done {
-				h.quarantine.settled(h, t.offset)
+				h.quarantine.settled(h.lane, t.offset)
 			}
 		}
 	}

@@ -259,9 +259,9 @@ type Retry struct {
 // of them keeps its worker meanwhile.
 //
 // Attempts that returned a [Permanent] error count neither way. A message that a
-// [*BatchError] has named beside others that did not fail is to blame itself. An outage looks like
-// messages that are bad without saying so, at the head of all partitions: the topic waits
-// for those, too. (In Multiplex mode two partitions are enough, if one has a full queue
+// [*BatchError] has named beside others that did not fail is to blame itself. An outage
+// looks like messages that are bad without saying so, at the head of all partitions: the
+// topic waits for those, too. (In Multiplex mode two partitions are enough, if one has a full queue
 // behind it: it keeps the others from being tried.) So when nothing of it has worked for
 // ten Windows, one message that has had its attempts becomes a dead letter on trial, and
 // the next one after twice that time.

@@ -873,6 +873,15 @@ func TestLettersOfWorkers(t *testing.T) {
 	})
 }
 
+// workingLane is a lane of orders/0 at work, and what seals it.
+func workingLane(t *testing.T, topic Topic) (*lane, context.CancelFunc) {
+	a := newAssignment(t.Context(), Config{}, newMatcher(Topics{"orders": topic.withDefaults()}), newFakeEngine(), slog.New(slog.DiscardHandler), make(chan struct{}))
+	ctx, seal := context.WithCancel(t.Context())
+	l := a.newLane(ctx, &generation{}, at(orders0, 0))
+	go l.work()
+	return l, seal
+}
+
 // A lane is sealed some time before it is closed. Its hands do not go round until then.
 func TestHandsEndWithTheSeal(t *testing.T) {
 	handle := func(context.Context, []Message) error { time.Sleep(time.Second); return nil }
@@ -882,10 +891,7 @@ func TestHandsEndWithTheSeal(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := newAssignment(t.Context(), Config{}, newMatcher(Topics{"orders": topic.withDefaults()}), newFakeEngine(), slog.New(slog.DiscardHandler), make(chan struct{}))
-				ctx, seal := context.WithCancel(t.Context())
-				l := a.newLane(ctx, &generation{}, at(orders0, 0))
-				go l.work()
+				l, seal := workingLane(t, topic)
 				for offset := range int64(10) {
 					l.Deliver([]engine.Record{&fakeRecord{offset: offset}})
 				}
@@ -910,11 +916,8 @@ func TestHandsHearOfEveryMessage(t *testing.T) {
 			close(all)
 		}
 		return nil
-	})}.withDefaults()
-	a := newAssignment(t.Context(), Config{}, newMatcher(Topics{"orders": topic}), newFakeEngine(), slog.New(slog.DiscardHandler), make(chan struct{}))
-	ctx, seal := context.WithCancel(t.Context())
-	l := a.newLane(ctx, &generation{}, at(orders0, 0))
-	go l.work()
+	})}
+	l, seal := workingLane(t, topic)
 	limit := time.NewTimer(time.Minute)
 	defer limit.Stop()
 	stuck := func() { require.Failf(t, "hands sleep", "%d of %d handled", handled.Load(), total) }

@@ -159,12 +159,12 @@ func (g *group) commitShorter(ctx context.Context, me wire.Member, offsets []eng
 	if err != nil {
 		return nil, err
 	}
-	for _, shorten := range []func(engine.Offset) string{briefMetadata, func(engine.Offset) string { return "" }} {
+	for _, shorten := range []func(metadata string, at int64) string{briefMetadata, noMetadata} {
 		var again []engine.Offset
 		for _, o := range offsets {
 			if errors.Is(refused[o.Partition], sarama.ErrOffsetMetadataTooLarge) {
 				g.session.Error(fmt.Errorf("commit %v: the brokers take less metadata than kgroup has to write (offset.metadata.max.bytes; their default is enough): the next owner is told less, and may repeat what is settled beyond the offset", o.Partition))
-				if text := shorten(o); text != o.Metadata {
+				if text := shorten(o.Metadata, o.Offset); text != o.Metadata {
 					o.Metadata = text
 					again = append(again, o)
 				}
@@ -187,6 +187,8 @@ func (g *group) commitShorter(ctx context.Context, me wire.Member, offsets []eng
 	g.levers.began(offsets, refused)
 	return refused, nil
 }
+
+func noMetadata(string, int64) string { return "" }
 
 func (g *group) commit(me wire.Member, offsets []engine.Offset) (map[engine.Partition]error, error) {
 	request := &sarama.OffsetCommitRequest{

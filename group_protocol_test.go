@@ -2,6 +2,7 @@ package kgroup
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -114,21 +115,26 @@ func TestEngineCommitRefused(t *testing.T) {
 	}
 }
 
+// takesMetadata makes a broker that takes at most so many bytes of metadata with an offset.
+func takesMetadata(most int) func(c *call) kmsg.Response {
+	return func(c *call) kmsg.Response {
+		return refuseCommit(c.request, func(p engine.Partition) sarama.KError {
+			for _, o := range offsetsOf(c.request) {
+				if o.Partition == p && len(o.Metadata) > most {
+					return sarama.ErrOffsetMetadataTooLarge
+				}
+			}
+			return sarama.ErrNoError
+		})
+	}
+}
+
 // A broker with little room (offset.metadata.max.bytes) is told what matters most, and somebody
 // that it was too little.
 func TestEngineCommitWithLessMetadata(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		g, s, kafka := aMember(t)
-		kafka.on(kmsg.OffsetCommit, func(c *call) kmsg.Response {
-			return refuseCommit(c.request, func(p engine.Partition) sarama.KError {
-				for _, o := range offsetsOf(c.request) {
-					if o.Partition == p && len(o.Metadata) > 40 {
-						return sarama.ErrOffsetMetadataTooLarge
-					}
-				}
-				return sarama.ErrNoError
-			})
-		})
+		kafka.on(kmsg.OffsetCommit, takesMetadata(40))
 		long := "kgroup/1 o=7 q=3 f=42 a=50:2,51:2,52:2 s=43:1 r=" + ranges{{60, 70}}.encode(42, maxRanges)
 		refused, err := g.Commit(t.Context(), 1, []engine.Offset{{Partition: orders0, Offset: 42, Metadata: long}, {Partition: orders1, Offset: 5, Metadata: "kgroup/1 o=7"}})
 		require.NoError(t, err)
@@ -143,16 +149,7 @@ func TestEngineCommitWithLessMetadata(t *testing.T) {
 func TestEngineCommitWhoseMetadataIsTooLarge(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		g, _, kafka := aMember(t)
-		kafka.on(kmsg.OffsetCommit, func(c *call) kmsg.Response {
-			return refuseCommit(c.request, func(p engine.Partition) sarama.KError {
-				for _, o := range offsetsOf(c.request) {
-					if o.Partition == p && o.Metadata != "" {
-						return sarama.ErrOffsetMetadataTooLarge
-					}
-				}
-				return sarama.ErrNoError
-			})
-		})
+		kafka.on(kmsg.OffsetCommit, takesMetadata(0))
 		refused, err := g.Commit(t.Context(), 1, someOffsets)
 		require.NoError(t, err)
 		assert.Empty(t, refused)
@@ -172,9 +169,12 @@ func TestEngineCommitRefusedWithoutMetadataToo(t *testing.T) {
 			codes = codes[1:]
 			return refuseCommit(c.request, func(engine.Partition) sarama.KError { return code })
 		})
-		refused, err := g.Commit(t.Context(), 1, someOffsets[:1])
+		offsets := slices.Clone(someOffsets)
+		offsets[1].Metadata = offsets[0].Metadata
+		refused, err := g.Commit(t.Context(), 1, offsets)
 		require.NoError(t, err)
 		require.ErrorIs(t, refused[orders0], sarama.ErrTopicAuthorizationFailed)
+		require.ErrorIs(t, refused[orders1], sarama.ErrTopicAuthorizationFailed)
 		assert.False(t, g.levers.begun["orders"])
 	})
 }

@@ -146,7 +146,8 @@ func (h *hand) settle(offset int64, hooks bool) {
 		h.pass(offset)
 	}
 	if h.quarantine != nil {
-		h.quarantine.settled(h, offset)
+		h.quarantine.keepUp(h)
+		h.quarantine.settled(h.lane, offset)
 	}
 }
 

@@ -394,7 +394,7 @@ func (l *levers) claims(current map[string][]int32) []engine.Claim {
 				claim.Offset, claim.Committed, claim.Metadata = committed.Offset, true, committed.Metadata
 				claim.HasEnd = !at.unknown
 			case has && committed.Offset < at.oldest:
-				claim.Metadata, claim.HasEnd = metadataFrom(at.oldest, committed), true
+				claim.Metadata, claim.HasEnd = metadataFrom(at.oldest, committed.Metadata, committed.Offset), true
 				gone = append(gone, fmt.Errorf("%v: the committed offset %d is gone, and so are %d messages: going on at the oldest, %d", p, committed.Offset, at.oldest-committed.Offset, at.oldest))
 			case has:
 				gone = append(gone, fmt.Errorf("%v: the committed offset %d lies beyond the end of the partition, %d (was it truncated, or the topic recreated?): going on at the oldest message, %d", p, committed.Offset, at.end, at.oldest))
@@ -410,17 +410,6 @@ func (l *levers) claims(current map[string][]int32) []engine.Claim {
 		l.group.session.Error(err)
 	}
 	return claims
-}
-
-// metadataFrom is what a commit says of messages from the offset at on, where those before it
-// are gone: one that was held, say, and what was settled behind it.
-func metadataFrom(at int64, committed wire.Offset) string {
-	said, err := parseEnvelope(committed.Metadata, committed.Offset)
-	if err != nil {
-		return ""
-	}
-	said.tried, said.alone, said.settled = said.tried.from(at), said.alone.from(at), said.settled.from(at)
-	return said.encode(at)
 }
 
 // unreachable reports whether nobody could tell the offsets of a partition.

@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/kgroup-go/kgroup/internal/engine"
 )
 
 // An envelope is what kgroup writes into the metadata of a commit.
@@ -139,13 +137,24 @@ func (e envelope) encode(at int64) string {
 
 // briefMetadata is what a commit must say: who has the partition, what is suspected, and the
 // deaths, but not which attempts failed and what is settled.
-func briefMetadata(o engine.Offset) string {
-	e, err := parseEnvelope(o.Metadata, o.Offset)
+func briefMetadata(metadata string, at int64) string {
+	e, err := parseEnvelope(metadata, at)
 	if err != nil {
 		return ""
 	}
 	e.tried, e.settled = nil, nil
-	return e.encode(o.Offset)
+	return e.encode(at)
+}
+
+// metadataFrom is what a commit of the offset at says of messages from the oldest one on, where
+// those before it are gone: one that was held, say, and what was settled behind it.
+func metadataFrom(oldest int64, metadata string, at int64) string {
+	e, err := parseEnvelope(metadata, at)
+	if err != nil {
+		return ""
+	}
+	e.tried, e.alone, e.settled = e.tried.from(oldest), e.alone.from(oldest), e.settled.from(oldest)
+	return e.encode(oldest)
 }
 
 func (m mark) String() string { return fmt.Sprintf("%d:%d", m.offset, m.count) }

@@ -156,14 +156,8 @@ func (q *quarantine) suspects(l *lane, offset int64) bool {
 	return false
 }
 
-// settled counts a message that has killed nobody. In a lane that was found open, every
-// so many messages are committed from then on: a deadly one is among the suspects of
-// the next owner.
-func (q *quarantine) settled(h *hand, offset int64) {
-	l := h.lane
-	if l.foundOpen() && h.holds != everything {
-		q.keepUp(h)
-	}
+// settled counts a message that has killed nobody.
+func (q *quarantine) settled(l *lane, offset int64) {
 	if l.note.Load().suspects == 0 {
 		return
 	}
@@ -178,9 +172,13 @@ func (q *quarantine) settled(h *hand, offset int64) {
 	}
 }
 
-// keepUp commits when as many messages have been settled since the last commit as there may
-// be. All hands wait for it, unless it fails.
+// keepUp commits, in a lane that was found open, when as many messages have been settled since
+// the last commit as there may be: a deadly one is among the suspects of the next owner. All
+// hands wait for it, unless it fails.
 func (q *quarantine) keepUp(h *hand) {
+	if !h.foundOpen() || h.holds == everything {
+		return
+	}
 	most := int64(h.topic.Queue)
 	c := h.crew
 	if c == nil {

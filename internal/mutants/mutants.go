@@ -753,7 +753,7 @@ var mutants = []mutant{
 		name:     "what-is-left-is-forgotten",
 		prevents: "where the log's start has passed a message that is held, all that was settled behind it is repeated",
 		file:     "levers.go",
-		old:      "metadataFrom(at.oldest, committed), true",
+		old:      "metadataFrom(at.oldest, committed.Metadata, committed.Offset), true",
 		new:      "\"\", true",
 		test:     "TestWhereAPartitionBegins",
 	},
